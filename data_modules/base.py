@@ -1,0 +1,247 @@
+"""What all data modules share: splits, loaders, and pixels on the device."""
+
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import albumentations
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_modules.batch import EVALUATION_SETS, FaceBatch, to_float
+from data_modules.loader import DiskImages, FaceDataset, FaceLoader, Images, MemoryImages, TrainingLoader
+from data_modules.photos import Photo, PhotoError, PhotoReader, Rejected, map_photos
+from data_modules.samplers import (
+    BATCH_AUGMENTATION,
+    EvaluationBatches,
+    SamePersonPartners,
+    TrainingBatches,
+    draw_other_people,
+    hash_counters,
+)
+from data_modules.splits import FaceSplit, Rows, split_faces
+from data_modules.transforms import SampleTransforms
+
+
+class _Faces(NamedTuple):
+    """A data set once it has been read."""
+
+    photos: list[Photo]
+    images: Images
+    rejected: list[Rejected]
+    split: FaceSplit
+
+
+class FaceDataModule(pl.LightningDataModule):
+    """Loads a set of faces for training, validation and test.
+
+    A data set says which photos it has (`list_photos`) and how to read one (`reader`); the rest is here. Photos are
+    read when something first asks for them, `num_identities` included.
+
+    Everything that is drawn is a function of `seed` and of a position in the run: the order of photos, partners,
+    augmentation on the CPU and on the device. It does not depend on workers, and a run resumed from a checkpoint sees
+    what it would have seen.
+
+    `train_dataloader()` gives one loader, `val_dataloader()` and `test_dataloader()` a list in the order of
+    EVALUATION_SETS. Loaders share the photos among the processes of a distributed run themselves; the Trainer's
+    `use_distributed_sampler` has no effect on them.
+
+    Args:
+        image_size: side S of the square images, in pixels.
+        batch_size: photos a batch and process; training drops what does not fill one.
+        num_workers: processes that decode and augment photos. Where there is nothing of the kind to do, for a set in
+            memory without `sample_transforms`, none are started: handing over a batch takes longer than making it.
+        seed: of splits, order, partners and augmentation; independent of `seed_everything`.
+        val_identities: people to validate on, unseen in training: a count, or a share between 0 and 1.
+        test_identities: people to test on, likewise.
+        held_out_photos: photos held out of each training person, one of them for the gallery. Who has fewer than twice
+            as many photos only trains.
+        attributes_per_query: partners, of other people, for each photo in the evaluation sets "known" and "unseen".
+        partner: whether training batches carry a partner.
+        sample_transforms: albumentations for single training photos, on the CPU.
+        batch_transforms: modules for training batches, on the device: kornia's, or any that map float (B, 3, S, S) in
+            [0, 1] to the same.
+        memory_limit: GiB; a set that fits is decoded once and kept in memory, a larger one is decoded as it is loaded.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_identities: int | float = 0.1,
+        test_identities: int | float = 0.1,
+        held_out_photos: int = 2,
+        attributes_per_query: int = 1,
+        partner: bool = True,
+        sample_transforms: list[albumentations.BasicTransform] | None = None,
+        batch_transforms: list[nn.Module] | None = None,
+        memory_limit: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.val_identities = val_identities
+        self.test_identities = test_identities
+        self.held_out_photos = held_out_photos
+        self.attributes_per_query = attributes_per_query
+        self.partner = partner
+        self.sample_transforms = SampleTransforms(sample_transforms) if sample_transforms else None
+        self.batch_transforms = nn.Sequential(*batch_transforms) if batch_transforms else None
+        self.memory_limit = memory_limit
+        self._train_loader: TrainingLoader | None = None
+        self._train_state: dict[str, int] | None = None
+
+    # What a data set must say.
+
+    @abstractmethod
+    def list_photos(self) -> list[Photo]:
+        """Every photo of the set, in an order that is always the same; unreadable ones may be among them."""
+
+    @abstractmethod
+    def reader(self) -> PhotoReader:
+        """What reads a photo of the set at `image_size`."""
+
+    # What is known of the data.
+
+    @cached_property
+    def _faces(self) -> _Faces:
+        photos, read = self.list_photos(), self.reader()
+        kept: list[Photo] = []
+        rejected: list[Rejected] = []
+        images = torch.empty(len(photos), self.image_size, self.image_size, 3, dtype=torch.uint8)
+        for photo, result in zip(photos, map_photos(read, photos, "Reading photos"), strict=True):
+            if isinstance(result, PhotoError):
+                rejected.append(Rejected(photo.path, str(result)))
+            else:
+                images[len(kept)] = torch.from_numpy(result)
+                kept.append(photo)
+        split = split_faces(
+            [photo.name for photo in kept],
+            [photo.person for photo in kept],
+            val_identities=self.val_identities,
+            test_identities=self.test_identities,
+            held_out_photos=self.held_out_photos,
+            seed=self.seed,
+        )
+        return _Faces(kept, MemoryImages(images[: len(kept)]), rejected, split)
+
+    @property
+    def num_identities(self) -> int:
+        """People to train on."""
+        return self._faces.split.num_train
+
+    @property
+    def identity_names(self) -> list[str]:
+        """Name of each `identity` in a batch: people to train on, then to validate, then to test on."""
+        return self._faces.split.identity_names
+
+    @property
+    def split(self) -> FaceSplit:
+        """Which photo is used for what."""
+        return self._faces.split
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file of each `index` in a batch."""
+        return [photo.path for photo in self._faces.photos]
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """Files that were left out, and why."""
+        return self._faces.rejected
+
+    # What Lightning calls.
+
+    def setup(self, stage: str) -> None:
+        """Read the data set; `stage` is one of Lightning's."""
+        _ = self._faces
+        if stage == "fit":
+            self._train_loader = self._train_state = None
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Batches to train on."""
+        faces = self._faces
+        rank, world_size = self._place()
+        partners = SamePersonPartners(faces.split.train, faces.split.identity) if self.partner else None
+        loader = TrainingLoader(
+            FaceDataset(faces.images, faces.split.identity, self.seed, self.sample_transforms),
+            TrainingBatches(faces.split.train, self.batch_size, self.seed, rank, world_size, partners),
+            self.num_workers if self.sample_transforms or isinstance(faces.images, DiskImages) else 0,
+            self._on_gpu(),
+        )
+        if self.trainer is not None:
+            if state := self.state_dict():
+                loader.load_state_dict(state)
+            self._train_loader = loader
+        return loader
+
+    def val_dataloader(self) -> list[FaceLoader]:
+        """The loaders of EVALUATION_SETS, with the people to validate on as the unseen ones."""
+        return self._evaluation_loaders("val")
+
+    def test_dataloader(self) -> list[FaceLoader]:
+        """The loaders of EVALUATION_SETS, with the people to test on as the unseen ones."""
+        return self._evaluation_loaders("test")
+
+    def _evaluation_loaders(self, stage: str) -> list[FaceLoader]:
+        images, split = self._faces.images, self._faces.split
+        queries = {"known": split.known, "unseen": split.unseen[stage]}
+        everyone = np.concatenate(list(queries.values()))
+        draws: dict[str, tuple[Rows, Rows | None]] = {"gallery": (split.gallery, None)}
+        for name, rows in queries.items():
+            alone = len(np.unique(split.identity[rows])) == 1  # nobody else in the set to take attributes from
+            pool = everyone if alone else rows
+            draws[name] = draw_other_people(rows, split.identity, pool, self.attributes_per_query, self.seed)
+        dataset = FaceDataset(images, split.identity, self.seed)
+        workers = self.num_workers if isinstance(images, DiskImages) else 0
+        return [
+            FaceLoader(
+                dataset, EvaluationBatches(*draws[name], self.batch_size, *self._place()), workers, self._on_gpu()
+            )
+            for name in EVALUATION_SETS
+        ]
+
+    def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> FaceBatch:
+        """Turn images to float32 in [-1, 1], channels-last, and apply `batch_transforms` in training."""
+        keys = [key for key in ("image", "partner") if key in batch]
+        images = torch.cat([batch[key] for key in keys]).contiguous(memory_format=torch.channels_last)
+        result = FaceBatch(**batch)
+        for key, image in zip(keys, self._normalise(images).split(len(batch["image"])), strict=True):
+            result[key] = image
+        return result
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        trainer = self.trainer
+        if self.batch_transforms is None or trainer is None or not trainer.training:
+            return to_float(images)
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(
+                int(hash_counters(self.seed, BATCH_AUGMENTATION, trainer.global_step, trainer.global_rank))
+            )
+            return self.batch_transforms(images.float() / 255).clamp(0, 1) * 2 - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is in its data.
+
+        Lightning restores a loader's own state only if the checkpoint was saved within an epoch; this one always.
+        """
+        return self._train_state or {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where a checkpoint was saved."""
+        self._train_state = state_dict
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

