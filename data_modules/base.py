@@ -1,6 +1,9 @@
 """What all data modules share: splits, loaders, and pixels on the device."""
 
+import csv
+import logging
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from data_modules.batch import EVALUATION_SETS, FaceBatch, to_float
 from data_modules.loader import DiskImages, FaceDataset, FaceLoader, Images, MemoryImages, TrainingLoader
-from data_modules.photos import Photo, PhotoError, PhotoReader, Rejected, map_photos
+from data_modules.photos import Photo, PhotoError, PhotoReader, Rejected, map_photos, progress
 from data_modules.samplers import (
     BATCH_AUGMENTATION,
     EvaluationBatches,
@@ -24,6 +27,8 @@ from data_modules.samplers import (
 )
 from data_modules.splits import FaceSplit, Rows, split_faces
 from data_modules.transforms import SampleTransforms
+
+log = logging.getLogger(__name__)
 
 
 class _Faces(NamedTuple):
@@ -101,36 +106,65 @@ class FaceDataModule(pl.LightningDataModule):
     # What a data set must say.
 
     @abstractmethod
-    def list_photos(self) -> list[Photo]:
-        """Every photo of the set, in an order that is always the same; unreadable ones may be among them."""
+    def list_photos(self) -> list[Photo | Rejected]:
+        """Every photo of the set, unreadable ones as well, and the files that are none; in any order."""
 
     @abstractmethod
-    def reader(self) -> PhotoReader:
-        """What reads a photo of the set at `image_size`."""
+    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
+        """What reads any of the photos at `image_size`."""
+
+    @abstractmethod
+    def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
+        """Why photos cannot be used, by the name of each that cannot; asked of sets that do not fit in memory."""
 
     # What is known of the data.
 
     @cached_property
     def _faces(self) -> _Faces:
-        photos, read = self.list_photos(), self.reader()
-        kept: list[Photo] = []
-        rejected: list[Rejected] = []
-        images = torch.empty(len(photos), self.image_size, self.image_size, 3, dtype=torch.uint8)
-        for photo, result in zip(photos, map_photos(read, photos, "Reading photos"), strict=True):
-            if isinstance(result, PhotoError):
-                rejected.append(Rejected(photo.path, str(result)))
-            else:
-                images[len(kept)] = torch.from_numpy(result)
-                kept.append(photo)
+        listed = self.list_photos()
+        photos = sorted(entry for entry in listed if isinstance(entry, Photo))
+        rejected = [entry for entry in listed if isinstance(entry, Rejected)]
+        read = self.reader(photos)
+        images: Images
+        if len(photos) * self.image_size**2 * 3 <= self.memory_limit * 2**30:
+            images, reasons = self._decode(photos, read)
+        else:
+            reasons = self.find_unusable(photos, read)
+            images = DiskImages([photo for photo in photos if photo.name not in reasons], read)
+        rejected += [Rejected(photo.path, reasons[photo.name]) for photo in photos if photo.name in reasons]
+        photos = [photo for photo in photos if photo.name not in reasons]
+        left_out = f"{len(rejected)} of {len(listed)} files are left out"
+        left_out += "".join(f"\n  {path}: {reason}" for path, reason in rejected[:5]) + "\n  ..." * (len(rejected) > 5)
+        if (people := len({photo.person for photo in photos} - {None})) < 2:
+            raise ValueError(
+                f"{type(self).__name__} found {len(photos)} usable photos of {people} known people, "
+                f"expected two people or more; {left_out}"
+            )
+        if rejected:
+            log.warning("%s", left_out)
         split = split_faces(
-            [photo.name for photo in kept],
-            [photo.person for photo in kept],
+            [photo.name for photo in photos],
+            [photo.person for photo in photos],
             val_identities=self.val_identities,
             test_identities=self.test_identities,
             held_out_photos=self.held_out_photos,
             seed=self.seed,
         )
-        return _Faces(kept, MemoryImages(images[: len(kept)]), rejected, split)
+        return _Faces(photos, images, rejected, split)
+
+    def _decode(self, photos: list[Photo], read: PhotoReader) -> tuple[MemoryImages, dict[str, str]]:
+        """Read all photos; gives the readable ones, and why the others are not."""
+        images = torch.empty(len(photos), self.image_size, self.image_size, 3, dtype=torch.uint8)
+        reasons: dict[str, str] = {}
+        results = progress(map_photos(read, photos), "Reading photos", len(photos))
+        row = 0
+        for photo, result in zip(photos, results, strict=True):
+            if isinstance(result, PhotoError):
+                reasons[photo.name] = str(result)
+            else:
+                images[row] = torch.from_numpy(result)
+                row += 1
+        return MemoryImages(images[:row]), reasons
 
     @property
     def num_identities(self) -> int:
@@ -160,8 +194,13 @@ class FaceDataModule(pl.LightningDataModule):
     # What Lightning calls.
 
     def setup(self, stage: str) -> None:
-        """Read the data set; `stage` is one of Lightning's."""
-        _ = self._faces
+        """Read the data set; `stage` is one of Lightning's. Files that are left out are listed in `rejected.csv`."""
+        rejected = self._faces.rejected
+        if rejected and self.trainer is not None and self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "rejected.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                csv.writer(file).writerows([Rejected._fields, *rejected])
         if stage == "fit":
             self._train_loader = self._train_state = None
 

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data_modules.batch import FaceBatch
-from data_modules.photos import Photo, PhotoReader
+from data_modules.photos import Photo, PhotoError, PhotoReader, Pixels
 from data_modules.samplers import SAMPLE_AUGMENTATION, Draw, TrainingBatches, hash_counters
 from data_modules.splits import Rows
 from data_modules.transforms import SampleTransforms
@@ -21,31 +23,51 @@ log = logging.getLogger(__name__)
 class Images(Protocol):
     """The pixels of a data set."""
 
-    def gather(self, rows: Rows) -> Tensor:
-        """Photos as uint8 (B, S, S, 3)."""
+    def gather(self, rows: Rows) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Photos as uint8 (B, S, S, 3), and (B,) which of them could be read."""
 
 
 class MemoryImages:
-    """Photos decoded beforehand: uint8 (N, S, S, 3), so that a batch is one indexing and channels-last already."""
+    """Photos decoded beforehand: a batch is one indexing.
+
+    Args:
+        images: uint8 (N, S, S, 3).
+    """
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
 
-    def gather(self, rows: Rows) -> Tensor:
-        """Photos as uint8 (B, S, S, 3)."""
-        return self.images[torch.from_numpy(rows)]
+    def gather(self, rows: Rows) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Photos as uint8 (B, S, S, 3), all of them good."""
+        # NumPy copies a batch in microseconds; PyTorch would wake its threads, milliseconds where the cores are busy.
+        return self.images.numpy()[rows], np.ones(len(rows), np.bool_)
 
 
 class DiskImages:
-    """Photos decoded when they are asked for."""
+    """Photos decoded when they are asked for.
+
+    Args:
+        photos: the N photos, each known to have been readable once.
+        read: reads one.
+    """
 
     def __init__(self, photos: Sequence[Photo], read: PhotoReader) -> None:
         self.photos = photos
         self.read = read
 
-    def gather(self, rows: Rows) -> Tensor:
-        """Photos as uint8 (B, S, S, 3)."""
-        return torch.stack([torch.from_numpy(self.read(self.photos[row])) for row in rows])
+    def gather(self, rows: Rows) -> tuple[Pixels, NDArray[np.bool_]]:
+        """Photos as uint8 (B, S, S, 3), and (B,) which of them could be read; the others are black."""
+        read = [self._read_or_warn(self.photos[row]) for row in rows]
+        good = np.array([image is not None for image in read])
+        black = np.zeros_like(next((image for image in read if image is not None), np.empty(0, np.uint8)))
+        return np.stack([black if image is None else image for image in read]), good
+
+    def _read_or_warn(self, photo: Photo) -> Pixels | None:
+        try:
+            return self.read(photo)
+        except PhotoError as error:
+            log.warning("%s cannot be read any more (%s): another photo takes its place", photo.path, error)
+            return None
 
 
 class FaceDataset(Dataset[FaceBatch]):
@@ -60,32 +82,38 @@ class FaceDataset(Dataset[FaceBatch]):
 
     def __init__(self, images: Images, identity: Rows, seed: int, transforms: SampleTransforms | None = None) -> None:
         self.images = images
-        self.identity = torch.from_numpy(identity)
+        self.identity = identity
         self.seed = seed
         self.transforms = transforms
 
     def __getitem__(self, draw: Draw) -> FaceBatch:
-        rows = torch.from_numpy(draw.rows)
+        """The batch of a draw. In place of what cannot be read any more, others of the batch come twice."""
+        roles = [draw.rows] if draw.partners is None else [draw.rows, draw.partners]
+        gathered = [self.images.gather(rows) for rows in roles]
+        good = np.logical_and.reduce([readable for _, readable in gathered])
+        images = [pixels for pixels, _ in gathered]
+        if not good.any():
+            raise OSError("Not one photo of a batch can be read any more: has the data set's folder gone?")
+        if not good.all():
+            chosen = np.arange(len(good))
+            chosen[~good] = np.resize(np.flatnonzero(good), np.count_nonzero(~good))
+            roles, images = [rows[chosen] for rows in roles], [pixels[chosen] for pixels in images]
         batch: FaceBatch = {
-            "image": self._load(draw.rows, draw.epoch, 0),
-            "identity": self.identity[rows],
-            "index": rows,
+            "image": self._finish(images[0], roles[0], draw.epoch, 0),
+            "identity": torch.from_numpy(self.identity[roles[0]]),
+            "index": torch.from_numpy(roles[0]),
         }
         if draw.partners is not None:
-            partners = torch.from_numpy(draw.partners)
-            batch["partner"] = self._load(draw.partners, draw.epoch, 1)
-            batch["partner_identity"] = self.identity[partners]
-            batch["partner_index"] = partners
+            batch["partner"] = self._finish(images[1], roles[1], draw.epoch, 1)
+            batch["partner_identity"] = torch.from_numpy(self.identity[roles[1]])
+            batch["partner_index"] = torch.from_numpy(roles[1])
         return batch
 
-    def _load(self, rows: Rows, epoch: int, role: int) -> Tensor:
-        images = self.images.gather(rows)  # (B, S, S, 3)
+    def _finish(self, images: Pixels, rows: Rows, epoch: int, role: int) -> Tensor:
         if self.transforms is not None:
-            for image, seed in zip(
-                images.numpy(), hash_counters(self.seed, SAMPLE_AUGMENTATION, epoch, role, rows), strict=True
-            ):
-                image[:] = self.transforms(image, int(seed))
-        return images.permute(0, 3, 1, 2)  # (B, 3, S, S), channels-last in memory
+            seeds = hash_counters(self.seed, SAMPLE_AUGMENTATION, epoch, role, rows)
+            images = np.stack([self.transforms(image, int(seed)) for image, seed in zip(images, seeds, strict=True)])
+        return torch.from_numpy(images).permute(0, 3, 1, 2)  # (B, 3, S, S), channels-last in memory
 
 
 class FaceLoader:

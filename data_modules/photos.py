@@ -3,16 +3,28 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.progress import track
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
+
+MIN_SIDE = 16
+"""Pixels. No face can be told from another in a smaller photo."""
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own bound for what may be a decompression bomb: a quarter of a GiB as RGB; it warns, here it is refused."""
+
+Image.init()
+# Formats of photos; Pillow would also hand a disguised PostScript file to an interpreter.
+_CANDIDATES = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+_FORMATS: list[str] = [name for name in _CANDIDATES if name in Image.OPEN]
 
 
 class Photo(NamedTuple):
@@ -44,18 +56,70 @@ PhotoReader = Callable[[Photo], Pixels]
 """Reads a photo as uint8 (S, S, 3) RGB, or raises PhotoError. Workers get a copy: it must be picklable."""
 
 
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """Cut the largest square from the middle and scale it to `size` pixels, antialiased."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+def open_photo(path: Path, at_least: int | None = None) -> Image.Image:
+    """Decode a photo of any mode to 8-bit RGB, upright as its EXIF tag says; of an animation the first frame.
 
+    Transparent parts turn white. 16-bit values are scaled.
 
-def map_photos(function: Callable[[Photo], T], photos: Sequence[Photo], task: str) -> Iterable[T | PhotoError]:
-    """Apply a function to photos in threads; yields in order its results, or the PhotoErrors that it raised.
+    Args:
+        path: the file.
+        at_least: pixels; a JPEG whose shorter side is several times as long may come at a half, a quarter or an eighth
+            of its size, which is faster to decode.
 
-    A progress bar named `task` shows for sets that take more than a moment.
+    Raises:
+        PhotoError: the file is empty, truncated, of no known format, too small or too large.
     """
+    try:
+        if path.stat().st_size == 0:
+            raise PhotoError("empty file")
+        with Image.open(path, formats=_FORMATS) as image:
+            if min(image.size) < MIN_SIDE:
+                raise PhotoError(f"too small: {image.width}x{image.height}, expected {MIN_SIDE} pixels or more a side")
+            if image.width * image.height > MAX_PIXELS:
+                raise PhotoError(f"too large: {image.width}x{image.height}, expected {MAX_PIXELS:,} pixels or fewer")
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise PhotoError("not an image in a known format") from None
+    except PhotoError:
+        raise
+    except Exception as error:  # broken files make decoders raise whatever they like: SyntaxError, struct.error, ...
+        raise PhotoError(f"cannot be decoded: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise PhotoError("pixels are floating-point numbers of unknown range, expected 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class CentreReader:
+    """Reads photos as the largest square in their middle, scaled antialiased.
+
+    Attributes:
+        size: side of the picture, in pixels.
+    """
+
+    size: int
+
+    def __call__(self, photo: Photo) -> Pixels:
+        """Read a photo as uint8 (size, size, 3)."""
+        image = open_photo(photo.path, at_least=2 * self.size)
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        square = (left, top, left + side, top + side)
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.LANCZOS, box=square))
+
+
+def map_photos(function: Callable[[Photo], T], photos: Sequence[Photo]) -> Iterable[T | PhotoError]:
+    """Apply a function to photos in threads; yields its results in order, or the PhotoErrors that it raised."""
 
     def attempt(photo: Photo) -> T | PhotoError:
         try:
@@ -64,13 +128,9 @@ def map_photos(function: Callable[[Photo], T], photos: Sequence[Photo], task: st
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from track(pool.map(attempt, photos), task, total=len(photos), transient=True, disable=len(photos) < 1000)
+        yield from pool.map(attempt, photos)
 
 
-def open_photo(path: Path) -> Image.Image:
-    """Open a photo, decoded whole, as 8-bit RGB."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:
-        raise PhotoError(str(error)) from error
+def progress(items: Iterable[T], task: str, total: int) -> Iterable[T]:
+    """Pass items on under a progress bar, if there are so many that they take more than a moment."""
+    return track(items, task, total=total, transient=True, disable=total < 500)

@@ -1,15 +1,18 @@
 """Reading photos into the aligned frame."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from data_modules.photos import Photo, PhotoError, Pixels, open_photo
-from idface.recognition.alignment import warp_face
+from data_modules.cache import Finding, look_at_photos
+from data_modules.photos import Photo, PhotoError, Pixels, map_photos, open_photo
+from idface.recognition.alignment import FaceDetector, warp_face
 
-Landmarks = NDArray[np.float32]
+NO_FACE = "no face found in it"
 
 
 @dataclass(frozen=True)
@@ -17,16 +20,56 @@ class AlignedReader:
     """Reads photos, aligned through landmarks that are known.
 
     Attributes:
-        landmarks: for each photo's name, (5, 2) pixels of the photo, upright, in the order of LANDMARKS.
-        size: side of the aligned picture.
+        landmarks: for each photo's name, (5, 2) pixels of the upright photo, in the order of LANDMARKS.
+        size: side of the aligned picture, in pixels.
+        reasons: why a photo has no landmarks, by name.
     """
 
-    landmarks: Mapping[str, Landmarks]
+    landmarks: Mapping[str, NDArray[np.float32]]
     size: int
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, photo: Photo) -> Pixels:
         """Read and align a photo as uint8 (size, size, 3)."""
         landmarks = self.landmarks.get(photo.name)
         if landmarks is None:
-            raise PhotoError("no face found in it")
-        return warp_face(np.asarray(open_photo(photo.path)), landmarks, self.size)
+            raise PhotoError(self.reasons.get(photo.name, NO_FACE))
+        try:
+            return warp_face(np.asarray(open_photo(photo.path)), landmarks, self.size)
+        except ValueError as error:
+            raise PhotoError(str(error)) from error
+
+
+def detecting_reader(photos: Sequence[Photo], size: int, *, root: Path, cache_dir: Path | None) -> AlignedReader:
+    """Find the main face of every photo, and give what reads the photos aligned to it.
+
+    What was found is kept in `cache_dir`, so that the next start is fast.
+
+    Args:
+        photos: the photos; those without a face, or that cannot be read, the reader will reject.
+        size: side of the aligned picture, in pixels.
+        root: the data set's folder.
+        cache_dir: where findings are kept; None for the user's cache folder.
+    """
+    detector: list[FaceDetector] = []
+
+    def look(chunk: Sequence[Photo]) -> Iterable[Finding]:
+        if not detector:  # made late: a start that finds everything in the cache needs none
+            detector.append(FaceDetector("cuda" if torch.cuda.is_available() else "cpu"))
+        images = list(map_photos(lambda photo: np.asarray(open_photo(photo.path)), chunk))
+        found = iter(detector[0].detect([image for image in images if not isinstance(image, PhotoError)]))
+        for image in images:
+            landmarks = None if isinstance(image, PhotoError) else next(found)
+            if isinstance(image, PhotoError):
+                yield Finding(str(image))
+            else:
+                yield Finding(NO_FACE) if landmarks is None else Finding(None, landmarks.tolist())
+
+    findings = look_at_photos(
+        photos, look, kind="mtcnn-1", root=root, cache_dir=cache_dir, task="Looking for faces", at_once=16
+    )
+    return AlignedReader(
+        {name: np.array(finding.landmarks, np.float32) for name, finding in findings.items() if finding.landmarks},
+        size,
+        {name: finding.reason for name, finding in findings.items() if finding.reason},
+    )

@@ -1,0 +1,172 @@
+"""A folder of photos per person: the simplest format, for sets of one's own."""
+
+import difflib
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import albumentations
+from torch import nn
+
+from data_modules.base import FaceDataModule
+from data_modules.cache import find_unreadable
+from data_modules.photos import CentreReader, Photo, PhotoReader, Rejected
+from data_modules.prepare.align import AlignedReader, detecting_reader
+
+
+class FaceFolderDataModule(FaceDataModule):
+    """Photos in a folder per person, `<root>/<person>/<photo>`, of any size, mode and format that Pillow reads.
+
+    Photos may lie deeper inside a person's folder. What cannot be used is left out, with a warning, and listed in
+    `rejected` and in the run's `rejected.csv`: files that are truncated, empty, hidden or no images, or lie in no
+    person's folder. Folders whose name begins with a dot are passed over.
+
+    Args:
+        root: the data set's folder.
+        align: whether to find the face in each photo and bring it into the common aligned frame. Without it the largest
+            square in the middle is taken: for photos that are aligned already.
+        unlabelled: a folder of people who are not known, whose photos only train, with identity -1: its name inside
+            `root`, or a path elsewhere. The default may be missing.
+        cache_dir: where it is kept what was found out about the photos (landmarks, unreadable files), so that the next
+            start is fast; None for `idface` in the user's cache folder.
+        image_size: as for FaceDataModule, like all that follow.
+        batch_size: likewise.
+        num_workers: likewise.
+        seed: likewise.
+        val_identities: likewise.
+        test_identities: likewise.
+        held_out_photos: likewise.
+        attributes_per_query: likewise.
+        partner: likewise.
+        sample_transforms: likewise.
+        batch_transforms: likewise.
+        memory_limit: likewise.
+
+    Raises:
+        FileNotFoundError: `root`, or a folder named as `unlabelled`, does not exist.
+        ValueError: there are fewer than two people with usable photos.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        align: bool = False,
+        unlabelled: str = "unlabelled",
+        cache_dir: Path | None = None,
+        image_size: int = 64,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_identities: int | float = 0.1,
+        test_identities: int | float = 0.1,
+        held_out_photos: int = 2,
+        attributes_per_query: int = 1,
+        partner: bool = True,
+        sample_transforms: list[albumentations.BasicTransform] | None = None,
+        batch_transforms: list[nn.Module] | None = None,
+        memory_limit: float = 2.0,
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            val_identities=val_identities,
+            test_identities=test_identities,
+            held_out_photos=held_out_photos,
+            attributes_per_query=attributes_per_query,
+            partner=partner,
+            sample_transforms=sample_transforms,
+            batch_transforms=batch_transforms,
+            memory_limit=memory_limit,
+        )
+        self.root = Path(root).expanduser()
+        self.align = align
+        self.unlabelled = unlabelled
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"root: there is no folder {self.root}{_nearest(self.root)}")
+
+    def list_photos(self) -> list[Photo | Rejected]:
+        """The files below the people's folders; hidden files, and those in nobody's folder, are rejected."""
+        unlabelled = self._unlabelled_folder()
+        entries: list[Photo | Rejected] = []
+        people: list[Path] = []
+        for entry in sorted(self.root.iterdir()):
+            if not entry.is_dir():
+                entries.append(Rejected(entry, "not in a person's folder"))
+            elif not entry.name.startswith(".") and entry != unlabelled:
+                people.append(entry)
+        if len(people) < 2:
+            raise ValueError(
+                f"root: {self.root} holds {len(people)} person's folder(s), expected two or more: "
+                f"{self.root / '<person>' / '<photo>'}{_deeper(people)}"
+            )
+        folders = [(folder.name, folder) for folder in people] + ([(None, unlabelled)] if unlabelled else [])
+        for person, folder in folders:
+            for path in _files(folder):
+                if path.name.startswith("."):
+                    entries.append(Rejected(path, "hidden file"))
+                else:
+                    name = path.relative_to(folder).as_posix()
+                    entries.append(
+                        Photo(_portable(f"{person or 'unlabelled:'}/{name}"), person and _portable(person), path)
+                    )
+        return entries
+
+    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
+        """Reads and aligns photos, or takes the square in their middle."""
+        if self.align:
+            return detecting_reader(photos, self.image_size, root=self.root, cache_dir=self.cache_dir)
+        return CentreReader(self.image_size)
+
+    def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
+        """Photos without a face, or that cannot be decoded; looked for once, then known from the cache."""
+        if isinstance(read, AlignedReader):
+            return dict(read.reasons)
+        return find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
+
+    def _unlabelled_folder(self) -> Path | None:
+        for folder in (self.root / self.unlabelled, Path(self.unlabelled).expanduser()):
+            if folder.is_dir():
+                return folder
+        if self.unlabelled == "unlabelled":
+            return None
+        raise FileNotFoundError(
+            f"unlabelled: there is no folder {self.root / self.unlabelled}, nor {self.unlabelled}"
+            f"{_nearest(self.root / self.unlabelled)}"
+        )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below a folder, in the order of their names; hidden folders are passed over."""
+    for current, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(current, name) for name in sorted(files))
+
+
+def _portable(name: str) -> str:
+    """The same for a name whichever way the file system composes its accents."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _nearest(missing: Path) -> str:
+    """` (did you mean ...?)` for a path that does not exist, from what does."""
+    while not missing.parent.is_dir() and missing != missing.parent:
+        missing = missing.parent
+    try:
+        found = sorted(entry.name for entry in missing.parent.iterdir() if entry.is_dir())
+    except OSError:
+        found = []
+    like = difflib.get_close_matches(missing.name, found, n=1, cutoff=0.5)
+    if like:
+        return f" (did you mean {missing.parent / like[0]}?)"
+    return f" (the folders in {missing.parent}: {', '.join(found[:10]) or 'none'}{', ...' if len(found) > 10 else ''})"
+
+
+def _deeper(people: list[Path]) -> str:
+    """A hint at the one folder inside `root`, if that is where the people are."""
+    if len(people) == 1 and sum(entry.is_dir() for entry in people[0].iterdir()) > 1:
+        return f" (did you mean {people[0]}?)"
+    return ""
