@@ -1,0 +1,139 @@
+"""From a checkpoint, a file of kept weights or a zoo name to a model that generates; and from a run to kept weights."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from idface.modules.base import FaceModule
+from idface.names import did_you_mean, nearest, nearest_path
+
+ZOO = "zoo:"
+"""What the name of kept weights that come with the project begins with."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, read, or made a model of; the message says what to do."""
+
+
+def zoo_names() -> list[str]:
+    """Names of the weights that come with the project, each to be used as `zoo:NAME`."""
+    return sorted(
+        Path(entry.name).stem for entry in files("idface.zoo").iterdir() if entry.name.endswith(".safetensors")
+    )
+
+
+def find_checkpoint(checkpoint: str) -> Path:
+    """The file that `zoo:NAME` or a path stands for.
+
+    Raises:
+        CheckpointError: there is none; names the nearest that there is.
+    """
+    if checkpoint.startswith(ZOO):
+        name, names = checkpoint.removeprefix(ZOO), zoo_names()
+        if name not in names:
+            guess = nearest(name, names)
+            raise CheckpointError(
+                f"the zoo has no '{name}'.{did_you_mean(guess and ZOO + guess)} It has: {', '.join(names) or 'nothing'}"
+            )
+        return Path(str(files("idface.zoo") / f"{name}.safetensors"))
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint '{checkpoint}'.{did_you_mean(nearest_path(path))} "
+            "Give the path of a .ckpt or .safetensors file, or zoo:NAME"
+        )
+    return path
+
+
+def load_model(checkpoint: str) -> FaceModule:
+    """The model of a checkpoint, ready to generate: averaged weights, in eval mode, without gradients, on the CPU.
+
+    Args:
+        checkpoint: path of a `.ckpt` of a run or of a `.safetensors` file, or `zoo:NAME`.
+
+    Raises:
+        CheckpointError: it does not exist, is damaged, or holds no model of this project.
+    """
+    path = find_checkpoint(checkpoint)
+    recipe, weights = _read(path)
+    model = build(recipe, path)
+    for name in model.averaged:
+        own = {
+            key.removeprefix(f"{name}."): value.float() for key, value in weights.items() if key.startswith(f"{name}.")
+        }
+        network = getattr(model, name)
+        own |= {key: value for key, value in network.state_dict().items() if not value.is_floating_point()}
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: the weights of {name} do not fit its recipe: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def build(recipe: Mapping[str, Any] | None, path: Path) -> FaceModule:
+    """The untrained model that a recipe, `{class_path, init_args}`, describes; `path` is for the error message."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if not recipe:
+        raise CheckpointError(
+            f"{path} has no recipe, so what model it is cannot be known. Checkpoints of runs started by "
+            "`lightning fit` have one; for others set `model.recipe` before training"
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(FaceModule, "model")
+    try:
+        config = parser.parse_object({"model": dict(recipe)})
+        model: FaceModule = parser.instantiate_classes(config).model
+    except (ArgumentError, ValueError, FileNotFoundError) as error:
+        raise CheckpointError(f"{path}: its recipe makes no model here: {error}") from error
+    model.recipe = dict(recipe)
+    return model
+
+
+def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
+    """Keep what a checkpoint's model needs to generate as one safetensors file, with its recipe.
+
+    Args:
+        checkpoint: path of a `.ckpt` or `.safetensors` file, or `zoo:NAME`.
+        out: the file to write; folders are made.
+        half: store float16. The weights of these networks lie well inside its range, and the faces differ by less than
+            a grey level.
+
+    Returns:
+        `out`.
+    """
+    path = find_checkpoint(checkpoint)
+    recipe, weights = _read(path)
+    kept = {
+        key: (value.half() if half else value.float()).contiguous()
+        for key, value in weights.items()
+        if value.is_floating_point()
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(kept, out, metadata={"recipe": json.dumps(recipe)})
+    return out
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """A file's recipe, and the weights needed after training by `network.parameter`: averages where there are any."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                recipe = json.loads((file.metadata() or {}).get("recipe", "null"))
+                return recipe, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content["state_dict"]
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
+    averages = {key.removeprefix("ema."): value for key, value in state.items() if key.startswith("ema.")}
+    networks = {key.split(".")[0] for key in averages}
+    rest = {k: v for k, v in state.items() if not networks or k.split(".")[0] in networks}
+    return content.get("recipe"), {k: v for k, v in rest.items() if not k.startswith("ema.")} | averages

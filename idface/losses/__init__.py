@@ -1,0 +1,1 @@
+"""Losses: one function an equation, tensors in, scalar out."""

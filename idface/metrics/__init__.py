@@ -1,0 +1,1 @@
+"""Metrics that all modules share, as torchmetrics classes."""

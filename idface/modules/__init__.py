@@ -1,0 +1,1 @@
+"""One LightningModule a paper, over `base.py`."""

@@ -1,0 +1,288 @@
+"""What every paper's LightningModule stands on: phases, one step count, EMA, reproducible noise, divergence checks."""
+
+import copy
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from data_modules.batch import FaceBatch
+from idface.pictures import Picture
+from idface.recognition.base import Recognizer
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss became NaN or infinite; the message names its phase and the last good checkpoint."""
+
+
+class FaceModule(LightningModule, ABC):
+    """A model of several networks that learn in turns, each from its own part of the loss.
+
+    A subclass says in `phases` which networks each phase trains, computes its losses in `step`, and gives each phase
+    its objective through `phase`. Every gradient is taken with respect to that phase's parameters alone, so nothing
+    else can change: no toggling of `requires_grad`, and one forward pass may serve several phases.
+
+    * One count: `iteration` is `trainer.global_step`, the number of batches, whatever the number of optimisers.
+    * Random numbers of a step depend on (seed, iteration, rank) alone, so a resumed run equals an unbroken one.
+    * Gradients are averaged over ranks here, once a phase; plain `ddp` works as well as its variants.
+    * The networks in `averaged` have an exponential moving average, which evaluation and inference use.
+
+    Args:
+        judge: recogniser for the `identity` metrics; None leaves them out. A network that a loss used cannot judge.
+        optimizer: makes each phase's optimiser from its parameters.
+        scheduler: makes each phase's learning-rate schedule, stepped once a batch; None keeps the rate.
+        gradient_clip: largest gradient norm of a phase; None for no clipping.
+        ema_decay: decay of the moving average a batch, in [0, 1); 0 turns it off. It warms up as
+            `(1 + n) / (10 + n)`, so that short runs are not held to their start.
+        compile: whether `torch.compile` is applied to the networks that learn.
+        channels_last: whether convolutions run in channels-last memory format, the faster one on CPUs and GPUs.
+    """
+
+    recipe: dict[str, Any] | None = None
+    """Class path and arguments that make this module anew; set by the command line and kept in checkpoints."""
+
+    def __init__(
+        self,
+        judge: Recognizer | None,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+        gradient_clip: float | None,
+        ema_decay: float,
+        compile: bool,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay is {ema_decay}; expected at least 0 and below 1 (0.999 is usual, 0 turns it off)")
+        if gradient_clip is not None and gradient_clip <= 0:
+            raise ValueError(f"gradient_clip is {gradient_clip}; expected a positive norm, or null for no clipping")
+        self.automatic_optimization = False
+        self.judge = judge
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.gradient_clip = gradient_clip
+        self.ema_decay = ema_decay
+        self.compile_networks = compile
+        self.channels_last = channels_last
+        self.ema = nn.ModuleDict()
+        self._finite: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------------------------------- what a subclass provides
+
+    @property
+    @abstractmethod
+    def phases(self) -> Mapping[str, nn.Module]:
+        """Name of each phase and the network that learns in it, in the order in which `step` runs them."""
+
+    @property
+    @abstractmethod
+    def averaged(self) -> tuple[str, ...]:
+        """Attributes that hold the networks needed after training: they are averaged, and kept as weights."""
+
+    def phase_optimizer(self, name: str) -> OptimizerCallable:
+        """What makes the optimiser of phase `name`; a subclass may give a phase one of its own."""
+        return self.optimizer
+
+    @abstractmethod
+    def step(self, batch: FaceBatch) -> None:
+        """One batch: compute the losses, `record` them, and call `phase` for every network that learns."""
+
+    @property
+    def gradient_recognizers(self) -> list[Recognizer]:
+        """Recognisers through which a loss flows: none of these may judge."""
+        return []
+
+    def sample_grids(self) -> dict[str, Picture]:
+        """Pictures of the evaluation just run, by name; the same photos every time, so that runs can be compared."""
+        return {}
+
+    def judge_report(self) -> dict[str, Any]:
+        """Who judged: `name`, `fingerprint`, and `independent`, false if a loss flows through the same weights."""
+        if self.judge is None:
+            return {"name": None, "fingerprint": None, "independent": True}
+        fingerprint = self.judge.fingerprint()
+        independent = all(other.fingerprint() != fingerprint for other in self.gradient_recognizers)
+        return {"name": self.judge.name, "fingerprint": fingerprint, "independent": independent}
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    @property
+    def iteration(self) -> int:
+        """Batches trained on so far."""
+        return self.trainer.global_step
+
+    def setup(self, stage: str) -> None:
+        """Prepare memory format, compilation and the moving averages; called by the trainer, also before loading."""
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
+        if self.ema_decay > 0 and not self.ema:
+            for name in self.averaged:
+                self.ema[name] = copy.deepcopy(getattr(self, name)).requires_grad_(False).eval()
+        if stage == "fit" and self.compile_networks:
+            # a graph that two phases walk must keep its buffers
+            torch._functorch.config.donated_buffer = False
+            for network in self.phases.values():
+                network.compile()
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser a phase, in the order of `phases`, and its schedule if there is one."""
+        optimizers = [self.phase_optimizer(name)(network.parameters()) for name, network in self.phases.items()]
+        if self.scheduler is None:
+            return optimizers
+        return optimizers, [self.scheduler(optimizer) for optimizer in optimizers]
+
+    def on_train_start(self) -> None:
+        """Look the optimisers up once: asking Lightning for them every phase costs more than it should."""
+        self._phase_index = {name: index for index, name in enumerate(self.phases)}
+        self._parameters_of = {name: list(network.parameters()) for name, network in self.phases.items()}
+        self._averages = [
+            (list(average.state_dict().values()), list(getattr(self, name).state_dict().values()))
+            for name, average in self.ema.items()
+        ]
+        self._finite = {}
+
+    def training_step(self, batch: FaceBatch, batch_idx: int) -> None:
+        """One batch, whatever its phases: reproducible noise, `step`, averages, schedules, the count."""
+        torch.manual_seed(self._noise_seed())
+        self.step(batch)
+        self._update_averages()
+        self._log_learning_rates()
+        for scheduler in self._schedulers():
+            scheduler.step()
+        # Lightning counts calls of its own optimiser wrappers, once an optimiser. `phase` goes past those, and the
+        # batch is counted here: max_steps, checkpoints and loggers then all speak of batches.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+        if self.device.type == "cpu" or self.iteration % self.trainer.log_every_n_steps == 0:
+            self.check_finite()
+
+    def phase(self, name: str, objective: Tensor, retain_graph: bool = False) -> None:
+        """Let the network of phase `name` learn from `objective`; no other network or buffer changes.
+
+        Args:
+            name: a key of `phases`.
+            objective: scalar loss.
+            retain_graph: keep the graph for a later phase that walks it too.
+        """
+        parameters = self._parameters_of[name]
+        trainer = self.trainer
+        self._finite[name] = self._finite.get(name, True) & torch.isfinite(objective.detach())
+        scaled = trainer.precision_plugin.pre_backward(objective, self)  # 16-bit floats: times the loss scale
+        gradients = torch.autograd.grad(scaled, parameters, retain_graph=retain_graph, allow_unused=True)
+        gradients = self._mean_over_ranks(gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer = trainer.optimizers[self._phase_index[name]]
+        trainer.strategy.optimizer_step(optimizer, lambda: None, model=self)
+        optimizer.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the phase's gradients; they are unscaled by now under 16-bit floats."""
+        if self.gradient_clip is not None:
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+
+    def record(self, losses: Mapping[str, Tensor]) -> None:
+        """Log losses as `train/loss/<name>`, unweighted; the tensors stay on the device until a logger wants them."""
+        self.log_dict({f"train/loss/{name}": loss.detach() for name, loss in losses.items()})
+
+    def check_finite(self) -> None:
+        """Raise TrainingDiverged if a phase's objective was NaN or infinite since the last check.
+
+        Looking costs a device synchronisation, so on a GPU it happens once in `log_every_n_steps` batches and before
+        every checkpoint: one with NaNs is never written over a good one.
+        """
+        bad = [name for name, finite in self._finite.items() if not finite]
+        self._finite = {}
+        if bad:
+            callback = self.trainer.checkpoint_callback
+            last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+            raise TrainingDiverged(
+                f"the loss of phase {', '.join(map(repr, bad))} became NaN or infinite by batch {self.iteration}. "
+                f"Last good checkpoint: {last or 'none was written yet'}. "
+                "Lower the learning rate or set --model.gradient_clip, then resume with --ckpt_path."
+            )
+
+    def _noise_seed(self) -> int:
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        return hash((seed, self.iteration, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF
+
+    def _mean_over_ranks(self, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        if self.trainer.world_size == 1:
+            return gradients
+        present = [gradient for gradient in gradients if gradient is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in present])
+        flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
+        parts: Iterator[Tensor] = iter(flat.split([gradient.numel() for gradient in present]))
+        return tuple(None if gradient is None else next(parts).view_as(gradient) for gradient in gradients)
+
+    @torch.no_grad()
+    def _update_averages(self) -> None:
+        count = self.iteration
+        weight = 1 - min(self.ema_decay, (1 + count) / (10 + count))
+        for averages, values in self._averages:
+            floats = [pair for pair in zip(averages, values, strict=True) if pair[0].is_floating_point()]
+            torch._foreach_lerp_([average for average, _ in floats], [value for _, value in floats], weight)
+
+    def _schedulers(self) -> list[Any]:
+        return [config.scheduler for config in self.trainer.strategy.lr_scheduler_configs]
+
+    def _log_learning_rates(self) -> None:
+        if (self.iteration + 1) % self.trainer.log_every_n_steps == 0:
+            rates = {
+                f"train/lr/{name}": optimizer.param_groups[0]["lr"]
+                for name, optimizer in zip(self.phases, self.trainer.optimizers, strict=True)
+            }
+            self.log_dict(rates)
+
+    # ------------------------------------------------------------------------------------ after training, checkpoints
+
+    def trained(self, name: str) -> nn.Module:
+        """The network `name` to generate with: its moving average, or itself where none is kept."""
+        network: nn.Module = self.ema[name] if name in self.ema else getattr(self, name)
+        return network
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save a diverged model; keep the recipe; leave out frozen recognisers, which have files of their own."""
+        self.check_finite()
+        checkpoint["recipe"] = self.recipe
+        checkpoint["state_dict"] = {
+            key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(self._frozen_prefixes())
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen recognisers' weights, which checkpoints leave out, beside the loaded ones."""
+        frozen = {key: value for key, value in self.state_dict().items() if key.startswith(self._frozen_prefixes())}
+        checkpoint["state_dict"] |= frozen
+
+    def _frozen_prefixes(self) -> tuple[str, ...]:
+        return tuple(
+            f"{name}." for name, module in self.named_modules() if isinstance(module, Recognizer) and module.frozen
+        )
+
+
+@contextmanager
+def frozen_statistics(*networks: nn.Module) -> Iterator[None]:
+    """Keep batch norm's running statistics as they are, while it still normalises by the batch.
+
+    For a forward pass through a network that is not to learn from it, such as C on generated faces: its running
+    statistics are those of real faces, and it serves as the identity encoder.
+    """
+    norms: Iterable[_BatchNorm] = [m for network in networks for m in network.modules() if isinstance(m, _BatchNorm)]
+    tracking = [norm for norm in norms if norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True

@@ -1,0 +1,344 @@
+"""Bao et al. 2018, *Towards Open-Set Identity Preserving Face Synthesis*."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from data_modules.batch import EVALUATION_SETS, FaceBatch, to_uint8
+from idface.losses.adversarial import discriminator_loss
+from idface.losses.classification import identity_loss
+from idface.losses.matching import feature_matching_loss, reconstruction_loss
+from idface.losses.variational import kl_divergence, sample_posterior
+from idface.metrics.recombination import RecombinationIdentity
+from idface.modules.base import FaceModule, frozen_statistics
+from idface.networks.dcgan import DCGANDiscriminator
+from idface.networks.vgg import AttributeEncoder, FaceClassifier, InverseVGG, VGGEncoder
+from idface.pictures import Picture, recombination_grid
+from idface.recognition.base import Recognizer
+
+
+class IdentityVector(nn.Module):
+    """A recogniser's embedding as f_I or f_C: unit vectors stretched to elements of about unit size.
+
+    Linear layers expect that size, and it makes L_GC as large as with the features of a VGG.
+
+    Args:
+        recognizer: network from images in [-1, 1] to unit embeddings (B, D).
+    """
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        super().__init__()
+        self.recognizer = recognizer
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [-1, 1] to vectors (B, D) of norm sqrt(D)."""
+        embedding: Tensor = self.recognizer(image)
+        return embedding * self.recognizer.embedding_dim**0.5
+
+
+class OpenSetIPGAN(FaceModule):
+    """Identity of one photo, attributes of another, for people never seen in training (Bao et al., 2018).
+
+    Networks, in the paper's letters: I (identity vector f_I) and C (features f_C for L_GC), which share weights; A
+    (attribute vector f_A); G; D. Reconstruction steps (x^s = x^a) and transformation steps (x^s is another photo)
+    alternate (Algorithm 1). In each, all losses come from one forward pass and every network follows its own:
+
+    * A: `lambda * (w_kl L_KL + w_r L_GR)`, never L_GC or L_GD;
+    * G: `lambda * w_r L_GR + w_d L_GD + w_c L_GC`, and no adversarial term: D reaches it by feature matching;
+    * D: `L_D`, its real image being x^a;
+    * I = C: softmax over the labelled x^s, once. f_I and every matching target are detached.
+
+    Unlabelled images (identity -1) serve as x^s or x^a like others; as x^s they skip the softmax (section 3.3).
+
+    Args:
+        num_identities: people in the training set; the command line takes it from the data.
+        image_size: side of the images in pixels, a power of two; the paper's is 128.
+        width: channels of the first VGG stage (64 in VGG) for I, C, A and G.
+        discriminator_width: channels of D's first stage (64 in DCGAN).
+        convolutions: 3x3 convolutions a VGG stage.
+        attribute_dim: J, length of f_A; the paper does not give it.
+        grey: whether the photos are grey, so that G makes one channel and repeats it.
+        identity_encoder: a frozen recogniser whose embedding is f_I, in place of the shared I. No gradient flows
+            through it, so it may also judge.
+        classifier: a recogniser in place of the VGG as C, and as I unless `identity_encoder` is given. Frozen, it
+            stays as it is; not frozen, it is where training starts from. L_GC flows through it: it cannot judge.
+        transformation_weight: lambda in transformation steps (0.1 in the paper); it is 1 in reconstruction steps.
+        reconstruction_weight: w_r of L_GR (eq. 2).
+        kl_weight: w_kl of L_KL (eq. 3), a sum over J.
+        feature_weight_d: w_d of L_GD (eq. 5).
+        feature_weight_c: w_c of L_GC (eq. 7); 0 switches the term off.
+        same_person_share: share of x^s in reconstruction steps that are another photo of the same person instead of
+            x^a itself. The paper has 0. Above 0, f_I cannot carry what f_A should, which a small training set needs.
+        transformation_steps: whether they are run at all (the paper's "w/o T" has false).
+        literal_sampling: draw `mu + r * exp(eps)` as printed, see `sample_posterior`.
+        optimizer: makes the optimisers; the paper does not name one, so DCGAN's Adam.
+        discriminator_optimizer: makes D's; None takes `optimizer`.
+        judge, scheduler, gradient_clip, ema_decay, compile, channels_last: see `FaceModule`.
+    """
+
+    def __init__(
+        self,
+        num_identities: int,
+        image_size: int = 128,
+        width: int = 64,
+        discriminator_width: int = 64,
+        convolutions: int = 2,
+        attribute_dim: int = 128,
+        grey: bool = False,
+        identity_encoder: Recognizer | None = None,
+        classifier: Recognizer | None = None,
+        judge: Recognizer | None = None,
+        transformation_weight: float = 0.1,
+        reconstruction_weight: float = 1.0,
+        kl_weight: float = 1.0,
+        feature_weight_d: float = 1.0,
+        feature_weight_c: float = 1.0,
+        same_person_share: float = 0.0,
+        transformation_steps: bool = True,
+        literal_sampling: bool = False,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)),
+        discriminator_optimizer: OptimizerCallable | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+        ema_decay: float = 0.999,
+        compile: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(judge, optimizer, scheduler, gradient_clip, ema_decay, compile, channels_last)
+        if num_identities < 2:
+            raise ValueError(f"num_identities is {num_identities}; telling people apart takes at least 2")
+        if not 0 <= same_person_share <= 1:
+            raise ValueError(f"same_person_share is {same_person_share}; expected a share between 0 and 1")
+        if identity_encoder is not None and not identity_encoder.frozen:
+            raise ValueError(
+                "identity_encoder must be frozen: nothing teaches it. To start I and C from a recogniser and train "
+                "them on, give it as `classifier` with frozen: false and leave `identity_encoder` out"
+            )
+        self.image_size = image_size
+        self.discriminator_optimizer = discriminator_optimizer
+        self.transformation_weight = transformation_weight
+        self.reconstruction_weight = reconstruction_weight
+        self.kl_weight = kl_weight
+        self.feature_weight_d = feature_weight_d
+        self.feature_weight_c = feature_weight_c
+        self.same_person_share = same_person_share
+        self.transformation_steps = transformation_steps
+        self.literal_sampling = literal_sampling
+
+        if classifier is None:
+            vgg = VGGEncoder(image_size, width, convolutions, pool=True)
+            self.classifier = FaceClassifier(vgg, vgg.out_channels, num_identities)  # C, and I unless one is given
+        else:
+            self.classifier = FaceClassifier(IdentityVector(classifier), classifier.embedding_dim, num_identities)
+        self.classifier_learns = classifier is None or not classifier.frozen
+        self.identity_encoder = None if identity_encoder is None else IdentityVector(identity_encoder)
+        self.attribute_encoder = AttributeEncoder(image_size, width, convolutions, attribute_dim)  # A
+        identity_dim = identity_encoder.embedding_dim if identity_encoder else self.classifier.feature_dim
+        self.generator = InverseVGG(identity_dim + attribute_dim, image_size, width, convolutions, grey)  # G
+        self.discriminator = DCGANDiscriminator(image_size, discriminator_width)  # D
+        self.metrics = nn.ModuleDict({name: RecombinationIdentity() for name in EVALUATION_SETS[:2]})
+
+    @property
+    def phases(self) -> Mapping[str, nn.Module]:
+        """A, G, D and, unless it is a frozen recogniser, C."""
+        phases = {
+            "attributes": self.attribute_encoder,
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+        }
+        return {**phases, "identity": self.classifier} if self.classifier_learns else phases
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """What recombination runs through and training changes."""
+        learns_identity = self.identity_encoder is None and self.classifier_learns
+        return ("attribute_encoder", "generator", *(("classifier",) if learns_identity else ()))
+
+    def phase_optimizer(self, name: str) -> OptimizerCallable:
+        """D may have an optimiser of its own."""
+        return self.discriminator_optimizer or self.optimizer if name == "discriminator" else self.optimizer
+
+    @property
+    def gradient_recognizers(self) -> list[Recognizer]:
+        """Recognisers through which a loss has flowed: none of these may judge."""
+        return [self.classifier.backbone.recognizer] if isinstance(self.classifier.backbone, IdentityVector) else []
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def pair(self, batch: FaceBatch) -> tuple[Tensor, Tensor, Tensor, float]:
+        """The batch's identity sources and attribute sources (Algorithm 1): odd iterations reconstruct, even transform.
+
+        Returns:
+            x^s and x^a, float (B, 3, S, S) in [-1, 1]; the identities of x^s, int64 (B,); lambda.
+        """
+        image, identity = batch["image"], batch["identity"]
+        if self.transformation_steps and self.iteration % 2 == 1:
+            return image, image.roll(1, dims=0), identity, self.transformation_weight  # somebody, as the batch is mixed
+        if self.same_person_share == 0:
+            return image, image, identity, 1.0
+        swap = torch.rand(len(image), 1, 1, 1, device=image.device) < self.same_person_share
+        return torch.where(swap, batch["partner"], image), image, identity, 1.0
+
+    def step(self, batch: FaceBatch) -> None:
+        """One iteration of Algorithm 1. All losses come from one forward pass, at the same weights."""
+        source, attribute_image, identity, step_weight = self.pair(batch)
+
+        source_features, logits = self.classifier(source)
+        mean, log_variance = self.attribute_encoder(attribute_image)
+        attributes = sample_posterior(mean, log_variance, self.literal_sampling)
+        identity_vector = source_features if self.identity_encoder is None else self.identity_encoder(source)
+        result = self.generator(identity_vector.detach(), attributes)
+
+        real_features, real_logits = self.discriminator(attribute_image)
+        fake_features, fake_logits = self.discriminator(result)
+
+        losses = {
+            "kl": kl_divergence(mean, log_variance),
+            "reconstruction": reconstruction_loss(result, attribute_image),
+            "feature_d": feature_matching_loss(fake_features, real_features),
+            "discriminator": discriminator_loss(real_logits, fake_logits),
+        }
+        reconstruction = step_weight * self.reconstruction_weight * losses["reconstruction"]
+        matching = self.feature_weight_d * losses["feature_d"]
+        if self.feature_weight_c > 0:
+            with frozen_statistics(self.classifier):
+                result_features, _ = self.classifier(result)
+            losses["feature_c"] = feature_matching_loss(result_features, source_features)
+            matching = matching + self.feature_weight_c * losses["feature_c"]
+
+        # The order matters: a phase changes its network in place, so those whose gradient passes through it come first.
+        self.phase("attributes", step_weight * self.kl_weight * losses["kl"] + reconstruction, retain_graph=True)
+        self.phase("generator", reconstruction + matching, retain_graph=True)
+        self.phase("discriminator", losses["discriminator"], retain_graph=True)
+        if self.classifier_learns:
+            losses["identity"] = identity_loss(logits, identity)
+            self.phase("identity", losses["identity"])
+        self.record(losses)
+
+    # -------------------------------------------------------------------------------------------------- after training
+
+    @torch.no_grad()
+    def encode_identity(self, image: Tensor) -> Tensor:
+        """f_I (B, I) of photos, float (B, 3, S, S) in [-1, 1]."""
+        if self.identity_encoder is not None:
+            vector: Tensor = self.identity_encoder(image)
+            return vector
+        classifier = self.trained("classifier") if self.classifier_learns else self.classifier
+        features: Tensor = classifier(image)[0]
+        return features
+
+    @torch.no_grad()
+    def encode_attributes(self, image: Tensor) -> Tensor:
+        """The mean of f_A, (B, J), of photos, float (B, 3, S, S) in [-1, 1]."""
+        mean: Tensor = self.trained("attribute_encoder")(image)[0]
+        return mean
+
+    @torch.no_grad()
+    def recombine(self, source: Tensor, attributes: Tensor) -> Tensor:
+        """Faces with the identity of `source` and the attributes of `attributes`.
+
+        Args:
+            source: x^s, float (B, 3, S, S) in [-1, 1], aligned.
+            attributes: x^a, likewise.
+
+        Returns:
+            x', likewise, from the averaged weights and the mean of f_A.
+        """
+        result: Tensor = self.trained("generator")(self.encode_identity(source), self.encode_attributes(attributes))
+        return result
+
+    def forward(self, source: Tensor, attributes: Tensor) -> Tensor:
+        """See `recombine`."""
+        return self.recombine(source, attributes)
+
+    def validation_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Recombine known and unseen people's photos and let the judge look."""
+        self._evaluate("val", batch, EVALUATION_SETS[dataloader_idx])
+
+    def test_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As validation, with the test people as the unseen."""
+        self._evaluate("test", batch, EVALUATION_SETS[dataloader_idx])
+
+    def predict_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Recombined faces, float (B, 3, S, S) in [-1, 1]."""
+        return self.recombine(batch["image"], batch["partner"])
+
+    def _evaluate(self, stage: str, batch: FaceBatch, split: str) -> None:
+        image, identity = batch["image"], batch["identity"]
+        if split == "gallery":
+            if self.judge is not None:
+                embedding = self.judge(image)
+                for metric in self.metrics.values():
+                    metric.update_gallery(embedding, identity)
+            return
+        partner = batch["partner"]
+        result = self.recombine(image, partner)
+        self._grids[split].add(image, identity, partner, batch["partner_identity"])
+        background = (result - partner).square().mean()  # how much of the attribute photo is still there, roughly
+        reconstruction = 2 * reconstruction_loss(self.recombine(partner, partner), partner)
+        names = {"attribute_error": background, "reconstruction_error": reconstruction}
+        self.log_dict(
+            {f"{stage}/pixels/{split}/{name}": value for name, value in names.items()},
+            add_dataloader_idx=False,
+            batch_size=len(image),
+            sync_dist=True,
+        )
+        if self.judge is not None:
+            self.metrics[split].update(self.judge(result), self.judge(image), self.judge(partner), identity)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the evaluation anew."""
+        self._grids = {split: _GridPhotos() for split in EVALUATION_SETS[:2]}
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/identity/<split>/<figure>`."""
+        self._log_identity("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start the evaluation anew."""
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/identity/<split>/<figure>`."""
+        self._log_identity("test")
+
+    def _log_identity(self, stage: str) -> None:
+        for split, metric in self.metrics.items():
+            if metric.update_called:
+                figures = {f"{stage}/identity/{split}/{name}": value for name, value in metric.compute().items()}
+                self.log_dict(figures, rank_zero_only=True)
+
+    def sample_grids(self) -> dict[str, Picture]:
+        """A recombination grid for each evaluation set of the epoch just run: `known` and `unseen`."""
+        return {split: photos.render(self) for split, photos in self._grids.items() if photos.rows}
+
+
+class _GridPhotos:
+    """The first few people of an evaluation set as rows, and the first few attribute sources as columns, of a grid."""
+
+    ROWS, COLUMNS = 8, 6
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Tensor] = {}
+        self.columns: dict[int, Tensor] = {}
+
+    def add(self, image: Tensor, identity: Tensor, partner: Tensor, partner_identity: Tensor) -> None:
+        """Take what is still missing from a batch: photos (B, 3, S, S) and their people, int64 (B,)."""
+        for wanted, photos, people in ((self.ROWS, image, identity), (self.COLUMNS, partner, partner_identity)):
+            kept = self.rows if photos is image else self.columns
+            if len(kept) < wanted:
+                for photo, person in zip(photos, people.tolist(), strict=True):
+                    if person not in kept and len(kept) < wanted:
+                        kept[person] = photo
+
+    def render(self, model: OpenSetIPGAN) -> Picture:
+        """The grid, with one result for each row and column."""
+        rows, columns = torch.stack(list(self.rows.values())), torch.stack(list(self.columns.values()))
+        results = torch.stack([model.recombine(row.expand_as(columns), columns) for row in rows])
+        to_picture = lambda images: to_uint8(images).movedim(-3, -1).cpu().numpy()  # noqa: E731
+        return recombination_grid(to_picture(rows), to_picture(columns), to_picture(results))

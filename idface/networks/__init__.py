@@ -1,0 +1,1 @@
+"""Plain networks: blocks, encoders, generators, discriminators."""

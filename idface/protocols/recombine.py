@@ -1,0 +1,149 @@
+"""`idface recombine`: the identity of some photos with the attributes of others (Bao et al., figures 5 and 6)."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from data_modules.batch import to_float, to_uint8
+from data_modules.photos import CentreReader, Photo, PhotoError, open_photo
+from idface.checkpoints import CheckpointError, load_model
+from idface.modules.ipgan import OpenSetIPGAN
+from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic
+from idface.recognition.alignment import FaceDetector, warp_face
+
+log = logging.getLogger(__name__)
+
+GRID_LIMIT = 40
+"""Most rows, and most columns, that the grid shows; every result has a file of its own."""
+
+
+class _Faces(NamedTuple):
+    names: list[str]
+    pictures: Picture  # (N, S, S, 3)
+
+    def tensor(self, device: torch.device) -> Tensor:
+        return to_float(torch.from_numpy(self.pictures).movedim(-1, -3)).to(device)
+
+
+def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, align: bool = True) -> Path:
+    """Give every attribute photo's face the identity of every identity photo.
+
+    Writes into `out`: `grid.png` (rows identities, columns attributes); `results/<identity>--<attributes>.png`, each
+    marked as synthetic; `results.csv` with the model's judge's cosine similarity of each result to its two sources; and
+    `rejected.csv` with the photos that could not be used and why, if there are any.
+
+    Args:
+        checkpoint: path of a checkpoint or kept weights of an OpenSetIPGAN, or `zoo:NAME`.
+        identity: a photo, or a folder of photos (its own folders included), whose people to show.
+        attributes: a photo or folder whose pose, light, expression and background to keep.
+        out: folder for the results; made if missing.
+        align: find each photo's largest face and align it as training photos were. Without it photos must be aligned
+            already; their middle square is used.
+
+    Returns:
+        The grid's path.
+
+    Raises:
+        CheckpointError: no such checkpoint, or one of another model.
+        ValueError: no photo of `identity`, or none of `attributes`, can be used.
+    """
+    model = load_model(checkpoint)
+    if not isinstance(model, OpenSetIPGAN):
+        raise CheckpointError(f"recombination takes a checkpoint of OpenSetIPGAN; {checkpoint} is of {type(model).__name__}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    rejected: list[tuple[Path, str]] = []
+    detector = FaceDetector(device) if align else None
+    sources = _read(identity, "identity", model.image_size, detector, rejected)
+    targets = _read(attributes, "attributes", model.image_size, detector, rejected)
+    out.mkdir(parents=True, exist_ok=True)
+    if rejected:
+        _write_csv(out / "rejected.csv", ("file", "reason"), rejected)
+        log.warning("%d photos cannot be used; see %s", len(rejected), out / "rejected.csv")
+
+    recipe = {"checkpoint": checkpoint, "identity": str(identity), "attributes": str(attributes), "align": align}
+    columns = targets.tensor(device)
+    shown: list[Picture] = []
+    rows: list[tuple[str, str, str, str, str]] = []
+    for name, row in zip(track(sources.names, "Recombining", transient=True), sources.tensor(device), strict=True):
+        results = _recombine_row(model, row, columns)
+        if len(shown) < GRID_LIMIT:
+            shown.append(_pictures(results[:GRID_LIMIT]))
+        similarity = _similarities(model, results, row, columns)
+        for target, picture, (to_identity, to_attributes) in zip(
+            targets.names, _pictures(results), similarity, strict=True
+        ):
+            file = f"results/{name}--{target}.png"
+            save_synthetic(mark_synthetic(picture), out / file, recipe | {"sources": [name, target]})
+            rows.append((name, target, file, to_identity, to_attributes))
+    header = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
+    _write_csv(out / "results.csv", header, rows)
+    grid = recombination_grid(sources.pictures[:GRID_LIMIT], targets.pictures[:GRID_LIMIT], np.stack(shown))
+    save_synthetic(grid, out / "grid.png", recipe)
+    return out / "grid.png"
+
+
+def _recombine_row(model: OpenSetIPGAN, source: Tensor, attributes: Tensor, batch: int = 64) -> Tensor:
+    """One identity (3, S, S) with every attribute photo (N, 3, S, S), in batches."""
+    return torch.cat([model.recombine(source.expand_as(part), part) for part in attributes.split(batch)])
+
+
+@torch.no_grad()
+def _similarities(model: OpenSetIPGAN, results: Tensor, source: Tensor, attributes: Tensor) -> list[tuple[str, str]]:
+    """The judge's cosines of results to source and attribute photos, as text; empty text without a judge."""
+    if model.judge is None:
+        return [("", "")] * len(results)
+    embeddings = torch.cat([model.judge(part) for part in results.split(64)])
+    to_source = (embeddings @ model.judge(source[None]).T)[:, 0]
+    to_attributes = (embeddings * torch.cat([model.judge(part) for part in attributes.split(64)])).sum(1)
+    return [(f"{a:.4f}", f"{b:.4f}") for a, b in zip(to_source.tolist(), to_attributes.tolist(), strict=True)]
+
+
+def _pictures(images: Tensor) -> Picture:
+    """Float (N, 3, S, S) in [-1, 1] as uint8 (N, S, S, 3)."""
+    pictures: Picture = to_uint8(images).movedim(-3, -1).cpu().numpy()
+    return pictures
+
+
+def _read(
+    path: Path, option: str, size: int, detector: FaceDetector | None, rejected: list[tuple[Path, str]]
+) -> _Faces:
+    """The usable faces of a photo or folder, at `size`; the others go to `rejected`."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    names: list[str] = []
+    pictures: list[Picture] = []
+    for file in track(files, f"Reading {option}", transient=True, disable=len(files) < 10):
+        name = "-".join((file.relative_to(path) if file != path else Path(file.name)).with_suffix("").parts)
+        try:
+            pictures.append(_face(file, size, detector))
+        except PhotoError as error:
+            rejected.append((file, str(error)))
+            continue
+        names.append(name if name not in names else f"{name}-{len(names)}")
+    if not pictures:
+        reasons = "; ".join(f"{file}: {reason}" for file, reason in rejected[-3:]) or "the folder holds no files"
+        raise ValueError(f"--{option} {path}: no photo in it can be used ({reasons}). Expected photos that show a face")
+    return _Faces(names, np.stack(pictures))
+
+
+def _face(file: Path, size: int, detector: FaceDetector | None) -> Picture:
+    if detector is None:
+        return CentreReader(size)(Photo(file.name, None, file))
+    picture = np.asarray(open_photo(file))
+    landmarks = detector.detect([picture])[0]
+    if landmarks is None:
+        raise PhotoError("no face found in it; --no-align takes a photo that is aligned already as it is")
+    return warp_face(picture, landmarks, size)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[Path, str]] | list[tuple[str, ...]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

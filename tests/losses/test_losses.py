@@ -1,0 +1,90 @@
+"""Each loss against an independent computation of its equation."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence as torch_kl
+
+from idface.losses.adversarial import discriminator_loss
+from idface.losses.classification import identity_loss
+from idface.losses.matching import feature_matching_loss, reconstruction_loss
+from idface.losses.variational import kl_divergence, sample_posterior
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_discriminator_loss_is_equation_4() -> None:
+    real, fake = normal(7), normal(7, seed=1)
+    d_real, d_fake = 1 / (1 + np.exp(-real.numpy())), 1 / (1 + np.exp(-fake.numpy()))
+    expected = -np.log(d_real).mean() - np.log(1 - d_fake).mean()
+    assert np.isclose(discriminator_loss(real, fake).item(), expected)
+
+
+def test_discriminator_loss_stays_finite_when_sure_and_wrong() -> None:
+    fake = torch.tensor([1e4], requires_grad=True)
+    loss = discriminator_loss(torch.tensor([-1e4]), fake)
+    loss.backward()
+    assert loss.item() == 2e4
+    assert fake.grad is not None
+    assert fake.grad.item() == 1
+
+
+def test_reconstruction_loss_is_equation_2_as_a_mean() -> None:
+    x, target = normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=1)
+    expected = 0.5 * sum((a - b) ** 2 for a, b in zip(x.flatten().tolist(), target.flatten().tolist(), strict=True)) / 96
+    assert np.isclose(reconstruction_loss(x, target).item(), expected)
+
+
+def test_feature_matching_is_equations_5_and_7_and_leaves_the_target_alone() -> None:
+    x, target = normal(3, 5).requires_grad_(), normal(3, 5, seed=1).requires_grad_()
+    loss = feature_matching_loss(x, target)
+    assert np.isclose(loss.item(), 0.5 * np.square((x - target).detach().numpy()).mean())
+    loss.backward()
+    assert target.grad is None
+    assert x.grad is not None
+    assert torch.allclose(x.grad, (x - target).detach() / 15)
+
+
+def test_kl_is_equation_3_exact_for_a_log_variance() -> None:
+    mean, log_variance = normal(6, 4), normal(6, 4, seed=1)
+    posterior = Normal(mean, (0.5 * log_variance).exp())
+    expected = torch_kl(posterior, Normal(torch.zeros_like(mean), torch.ones_like(mean))).sum(1).mean()
+    assert torch.allclose(kl_divergence(mean, log_variance), expected)
+    assert kl_divergence(torch.zeros(2, 4), torch.zeros(2, 4)).item() == 0
+
+
+def test_posterior_samples_have_the_variance_that_equation_3_speaks_of_unless_literal() -> None:
+    mean, log_variance = torch.full((200_000, 1), 2.0), torch.full((200_000, 1), 1.2)
+    torch.manual_seed(0)
+    settled, literal = sample_posterior(mean, log_variance), sample_posterior(mean, log_variance, literal=True)
+    assert np.isclose(settled.mean().item(), 2.0, atol=0.02)
+    assert np.isclose(settled.var().item(), np.exp(1.2), rtol=0.02)
+    assert np.isclose(literal.var().item(), np.exp(2.4), rtol=0.02)
+
+
+def test_posterior_samples_carry_the_gradient() -> None:
+    mean, log_variance = torch.zeros(5, 1, requires_grad=True), torch.zeros(5, 1, requires_grad=True)
+    torch.manual_seed(0)
+    draw = sample_posterior(mean, log_variance)
+    draw.sum().backward()
+    assert mean.grad is not None
+    assert log_variance.grad is not None
+    assert torch.equal(mean.grad, torch.ones(5, 1))
+    assert torch.allclose(log_variance.grad, draw.detach() / 2)  # d exp(eps / 2) / d eps at 0, times r
+
+
+def test_identity_loss_is_cross_entropy_over_the_labelled_images() -> None:
+    logits, identity = normal(4, 3), torch.tensor([2, -1, 0, -1])
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    assert np.isclose(identity_loss(logits, identity).item(), -(np.log(p[0, 2]) + np.log(p[2, 0])) / 2)
+
+
+def test_identity_loss_of_unlabelled_images_alone_is_zero_with_a_zero_gradient() -> None:
+    logits = normal(2, 3).requires_grad_()
+    loss = identity_loss(logits, torch.tensor([-1, -1]))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
