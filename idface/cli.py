@@ -1,0 +1,141 @@
+"""The two console scripts: `lightning` trains and evaluates, `idface` holds everything else.
+
+Nothing here imports torch: `idface --help` and a shell's completion answer at once, and a verb imports what it needs
+when it runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from idface.errors import explain, missing_path
+from idface.run import RunNotFound, newest_run
+
+TRAINING = {
+    "fit": "train a model",
+    "validate": "evaluate a checkpoint on the validation people",
+    "test": "evaluate a checkpoint on the test people and write the report",
+    "predict": "run a checkpoint over the data",
+}
+
+
+def lightning(argv: Sequence[str] | None = None) -> None:
+    """`lightning fit|validate|test|predict --config FILE ...`.
+
+    Args:
+        argv: the arguments, by default those of the process.
+    """
+    from idface.training import TrainingCLI
+
+    TrainingCLI(list(sys.argv[1:] if argv is None else argv))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`idface <verb> ...`; `idface fit ...` and the like are `lightning fit ...`.
+
+    Args:
+        argv: the arguments, by default those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in TRAINING:
+        lightning(argv)
+        return
+    parser = build_parser()
+    options = parser.parse_args(arguments or ["--help"])
+    try:
+        options.run(options)
+    except (ValueError, FileNotFoundError) as error:  # what the user gave is of no use; the message says why
+        parser.exit(2, f"{parser.prog} {options.verb}: error: {error}\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that name the nearest valid option or verb."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but a misspelt option is said to be one before the right one is said to be missing."""
+        if self._subparsers is None:
+            for option in (argument.partition("=")[0] for argument in args if argument.startswith("-")):
+                if option not in self._option_string_actions:
+                    self.error(f"unrecognized arguments: {option}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with 2."""
+        options = {option.lstrip("-") for option in self._option_string_actions}
+        self.exit(2, f"{self.prog}: error: {explain(message, options)}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `idface`: a verb each for what is not training."""
+    parser = _Parser(prog="idface", description="Identity-preserving face synthesis.", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    recombine = verbs.add_parser("recombine", help="give faces the identity of others", allow_abbrev=False)
+    recombine.add_argument("--checkpoint", required=True, metavar="CKPT", help="a checkpoint's path, or zoo:NAME")
+    recombine.add_argument(
+        "--identity", type=_existing, required=True, metavar="PHOTO", help="who: a photo, or a folder for a grid's rows"
+    )
+    recombine.add_argument(
+        "--attributes", type=_existing, required=True, metavar="PHOTO", help="how: a photo, or a folder for its columns"
+    )
+    recombine.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    recombine.add_argument(
+        "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
+    )
+    recombine.set_defaults(run=_recombine)
+
+    report = verbs.add_parser("report", help="write a run's HTML page and print its path", allow_abbrev=False)
+    report.add_argument("folder", type=_run, metavar="RUN", help="a run folder, or an experiment's for its newest run")
+    report.set_defaults(run=_report)
+
+    completion = verbs.add_parser("completion", help='for bash and zsh: eval "$(idface completion)"')
+    completion.set_defaults(run=lambda _: print(_completion_script(verbs.choices)))
+
+    for verb, summary in TRAINING.items():
+        verbs.add_parser(verb, help=f"{summary} (the same as: lightning {verb})", allow_abbrev=False)
+    return parser
+
+
+def _recombine(options: argparse.Namespace) -> None:
+    from idface.protocols.recombine import recombine
+
+    print(recombine(options.checkpoint, options.identity, options.attributes, options.out, align=options.align))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from idface.report.page import write_report
+
+    print(write_report(options.folder))
+
+
+def _existing(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(missing_path(path))
+    return path
+
+
+def _run(text: str) -> Path:
+    try:
+        return newest_run(_existing(text))
+    except RunNotFound as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _completion_script(verbs: Mapping[str, argparse.ArgumentParser]) -> str:
+    """A bash function that completes verbs, their options and paths."""
+    options = {verb: " ".join(parser._option_string_actions) for verb, parser in verbs.items()}
+    options |= dict.fromkeys(TRAINING, "--config --ckpt_path --print_config --help")
+    cases = "\n".join(f'    {verb}) words="{words}" ;;' for verb, words in options.items())
+    return f"""\
+[ -n "$ZSH_VERSION" ] && autoload -U bashcompinit && bashcompinit
+_idface() {{
+  local words="{" ".join(options)}"
+  [ "$COMP_CWORD" -gt 1 ] && case "${{COMP_WORDS[1]}}" in
+{cases}
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _idface idface"""
