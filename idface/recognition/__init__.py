@@ -1,0 +1,1 @@
+"""Face recognisers behind one interface, the alignment they share, and their calibration."""

@@ -1,0 +1,194 @@
+"""From a photo to the one aligned frame that every module of the framework shares.
+
+The frame is the face chip of dlib's recogniser (King, `dlib.get_face_chip` with padding 0.25): a square in which the
+eyes and the corners of the mouth of every face fall on the same places. It is written in unit coordinates, (0, 0) the
+upper left corner of the picture and (1, 1) the lower right one, so that a face aligned at one size is the face aligned
+at any other size, resized. Pixel coordinates count from the centre of the first pixel, as OpenCV does: u in the unit
+frame lies at pixel u * size - 0.5.
+
+MTCNN (Zhang et al. 2016, "Joint face detection and alignment using multi-task cascaded convolutional networks") finds
+the landmarks; `facenet-pytorch` carries its weights.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
+"""What the five points are, in MTCNN's order. Left and right are the viewer's."""
+
+FACE_TEMPLATE: npt.NDArray[np.float32] = np.array(
+    # Eyes and mouth: (p + 0.25) / 1.5 of dlib's mean face. Nose: its mean over the aligned ORL faces (recognition/orl.py).
+    [(0.3187, 0.3160), (0.6680, 0.3160), (0.4912, 0.5125), (0.3360, 0.6867), (0.6507, 0.6867)],
+    dtype=np.float32,
+)
+"""Where the five landmarks lie in the aligned frame: (5, 2) float32, x then y, in units of the frame's side."""
+
+FIT_POINTS = (0, 1, 3, 4)
+"""The landmarks that the transform is fitted to. The nose is left out: it moves against the others as a head turns."""
+
+
+def similarity_transform(points: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
+    """Find the similarity (rotation, one scale, shift) that lays a face's landmarks on `FACE_TEMPLATE`.
+
+    It is the least-squares solution of Umeyama (1991). Written with complex numbers, where a similarity is
+    w = a z + b, the solution is a plain linear regression, and it cannot come out mirrored.
+
+    Args:
+        points: (5, 2) landmarks in pixels of the photo, in the order of `LANDMARKS`.
+        size: side of the aligned picture in pixels.
+
+    Returns:
+        (2, 3) float64 matrix that takes pixels of the photo to pixels of the aligned picture.
+
+    Raises:
+        ValueError: the points are not (5, 2), not finite, or all in one place.
+    """
+    landmarks = np.asarray(points, dtype=np.float64)
+    if landmarks.shape != (5, 2) or not np.isfinite(landmarks).all():
+        raise ValueError(
+            f"Alignment needs 5 finite landmarks (x, y), in the order {', '.join(LANDMARKS)}; "
+            f"got shape {landmarks.shape}: {landmarks.tolist()}"
+        )
+    fit = list(FIT_POINTS)
+    source = landmarks[fit] @ (1, 1j)
+    target = (FACE_TEMPLATE[fit] * size - 0.5) @ (1, 1j)
+    centred = source - source.mean()
+    spread = np.vdot(centred, centred).real
+    if spread < 1e-6:
+        raise ValueError(f"All landmarks fall in one place, so they fix no scale: {landmarks.tolist()}")
+    a = np.vdot(centred, target - target.mean()) / spread
+    b = target.mean() - a * source.mean()
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def warp_face(image: npt.NDArray[np.uint8], landmarks: npt.ArrayLike, size: int) -> npt.NDArray[np.uint8]:
+    """Cut a face out of a photo, turned, shifted and scaled into the aligned frame.
+
+    A face that shrinks is first warped to the smallest multiple of `size` at which it does not, then averaged down
+    over whole pixel blocks, so that nothing aliases. What lies outside the photo repeats its border.
+
+    Args:
+        image: (H, W, 3) uint8 photo.
+        landmarks: (5, 2) landmarks in pixels of the photo, in the order of `LANDMARKS`.
+        size: side of the aligned picture in pixels.
+
+    Returns:
+        (size, size, 3) uint8.
+
+    Raises:
+        ValueError: the image is no (H, W, 3) uint8 array, the size is below 1, or the landmarks are unusable.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"warp_face takes an image of (H, W, 3) uint8; got {image.shape} {image.dtype}")
+    if size < 1:
+        raise ValueError(f"The aligned picture must have at least one pixel; got size={size}")
+    matrix = similarity_transform(landmarks, size)
+    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    # No finer than the photo itself could be: landmarks a pixel apart must not ask for a picture of gigabytes.
+    oversampling = int(np.clip(np.ceil(1 / scale), 1, np.ceil(max(image.shape[:2]) / size)))
+    if oversampling > 1:
+        matrix = similarity_transform(landmarks, size * oversampling)
+    side = size * oversampling
+    warped = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    if oversampling > 1:
+        warped = cv2.resize(warped, (size, size), interpolation=cv2.INTER_AREA)
+    return warped.astype(np.uint8, copy=False)
+
+
+class FaceDetector:
+    """MTCNN, prepared for the pictures that face sets are made of.
+
+    Small pictures are enlarged twofold, very large ones shrunk, and the border is repeated by a quarter of the
+    side: a cascade misses or misplaces faces that fill the picture.
+
+    Args:
+        device: where the networks run.
+        batch_size: how many photos of equal size go through at once.
+    """
+
+    BORDER = 0.25  # of the photo's sides, added on each
+    SMALL, LARGE = 160, 1024  # pixels: enlarged if the shorter side is below, shrunk if the longer is above
+    MIN_FACE = 20  # pixels after scaling
+    SURE = 0.9  # a detection as probable as this counts as a face without doubt
+
+    def __init__(self, device: torch.device | str = "cpu", batch_size: int = 16) -> None:
+        from facenet_pytorch import MTCNN  # imports torchvision: seconds that only detection needs
+
+        self.batch_size = batch_size
+        self._mtcnn = MTCNN(min_face_size=self.MIN_FACE, device=torch.device(device))
+
+    def detect(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.float32] | None]:
+        """Find the landmarks of the main face of each photo.
+
+        Args:
+            images: RGB photos, each (H, W, 3) uint8; sizes may differ, equal ones are batched.
+
+        Returns:
+            For each photo the (5, 2) float32 landmarks of its largest face in pixels of the photo, in the
+            order of `LANDMARKS`, or None where no face was found.
+
+        Raises:
+            ValueError: an image is no (H, W, 3) uint8 array.
+        """
+        for position, image in enumerate(images):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+                raise ValueError(f"FaceDetector takes (H, W, 3) uint8; image {position} is {image.shape} {image.dtype}")
+        found: list[npt.NDArray[np.float32] | None] = [None] * len(images)
+        for batch in self._equal_sizes(images):
+            prepared = [self._prepare(images[i]) for i in batch]
+            landmarks = self._landmarks(np.stack([picture for picture, _, _ in prepared]))
+            for i, points, (_, scale, border) in zip(batch, landmarks, prepared, strict=True):
+                if points is not None:
+                    found[i] = ((points + 0.5) / scale - 0.5 - border).astype(np.float32)
+        return found
+
+    def _equal_sizes(self, images: Sequence[npt.NDArray[np.uint8]]) -> Iterator[list[int]]:
+        """Indices of photos that can go through together: of one size, at most `batch_size`."""
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(images):
+            by_size.setdefault(image.shape, []).append(i)
+        for indices in by_size.values():
+            for start in range(0, len(indices), self.batch_size):
+                yield indices[start : start + self.batch_size]
+
+    def _prepare(
+        self, image: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The picture that MTCNN sees, its scale, and the border added before scaling in pixels; both (x, y)."""
+        height, width = image.shape[:2]
+        scale = 2.0 if min(height, width) < self.SMALL else min(1.0, self.LARGE / max(height, width))
+        right, down = round(width * self.BORDER), round(height * self.BORDER)
+        picture = cv2.copyMakeBorder(image, down, down, right, right, cv2.BORDER_REPLICATE)
+        before = np.array(picture.shape[1::-1])
+        if scale != 1:
+            interpolation = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+            picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=interpolation)
+        # The scale that came out, not the one asked for: sizes are whole pixels.
+        return picture.astype(np.uint8, copy=False), np.array(picture.shape[1::-1]) / before, np.array([right, down])
+
+    def _landmarks(self, pictures: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32] | None]:
+        """MTCNN over (B, H, W, 3) uint8: the landmarks of each picture's main face, in its pixels."""
+        try:
+            _, probabilities, landmarks = self._mtcnn.detect(pictures, landmarks=True)
+        except (RuntimeError, IndexError):
+            # facenet-pytorch stumbles when a candidate box lies wholly outside its picture. Find the
+            # picture; it has no face.
+            if len(pictures) == 1:
+                return [None]
+            return [self._landmarks(picture[None])[0] for picture in pictures]
+        return [
+            None if points is None else self._main_face(np.asarray(sure, np.float32), np.asarray(points, np.float32))
+            for sure, points in zip(probabilities, landmarks, strict=True)
+        ]
+
+    def _main_face(
+        self, probabilities: npt.NDArray[np.float32], landmarks: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The largest face (MTCNN sorts by size) among those beyond doubt; the most probable if all are doubtful."""
+        sure = np.flatnonzero(probabilities >= self.SURE)
+        chosen = sure[0] if len(sure) else probabilities.argmax()
+        return landmarks[chosen]
