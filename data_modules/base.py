@@ -100,6 +100,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.sample_transforms = SampleTransforms(sample_transforms) if sample_transforms else None
         self.batch_transforms = nn.Sequential(*batch_transforms) if batch_transforms else None
         self.memory_limit = memory_limit
+        self._loaders: list[FaceLoader] = []
         self._train_loader: TrainingLoader | None = None
         self._train_state: dict[str, int] | None = None
 
@@ -162,7 +163,7 @@ class FaceDataModule(pl.LightningDataModule):
             if isinstance(result, PhotoError):
                 reasons[photo.name] = str(result)
             else:
-                images[row] = torch.from_numpy(result)
+                images.numpy()[row] = result
                 row += 1
         return MemoryImages(images[:row]), reasons
 
@@ -175,6 +176,11 @@ class FaceDataModule(pl.LightningDataModule):
     def identity_names(self) -> list[str]:
         """Name of each `identity` in a batch: people to train on, then to validate, then to test on."""
         return self._faces.split.identity_names
+
+    @property
+    def photos(self) -> list[Photo]:
+        """The photos in use; `index` in a batch counts in this list."""
+        return self._faces.photos
 
     @property
     def split(self) -> FaceSplit:
@@ -204,6 +210,11 @@ class FaceDataModule(pl.LightningDataModule):
         if stage == "fit":
             self._train_loader = self._train_state = None
 
+    def teardown(self, stage: str) -> None:
+        """Stop the workers; `stage` is one of Lightning's."""
+        while self._loaders:
+            self._loaders.pop().close()
+
     def train_dataloader(self) -> TrainingLoader:
         """Batches to train on."""
         faces = self._faces
@@ -219,6 +230,7 @@ class FaceDataModule(pl.LightningDataModule):
             if state := self.state_dict():
                 loader.load_state_dict(state)
             self._train_loader = loader
+        self._loaders.append(loader)
         return loader
 
     def val_dataloader(self) -> list[FaceLoader]:
@@ -240,19 +252,17 @@ class FaceDataModule(pl.LightningDataModule):
             draws[name] = draw_other_people(rows, split.identity, pool, self.attributes_per_query, self.seed)
         dataset = FaceDataset(images, split.identity, self.seed)
         workers = self.num_workers if isinstance(images, DiskImages) else 0
-        return [
-            FaceLoader(
-                dataset, EvaluationBatches(*draws[name], self.batch_size, *self._place()), workers, self._on_gpu()
-            )
-            for name in EVALUATION_SETS
-        ]
+        batches = [EvaluationBatches(*draws[name], self.batch_size, *self._place()) for name in EVALUATION_SETS]
+        loaders = [FaceLoader(dataset, each, workers, self._on_gpu()) for each in batches]
+        self._loaders += loaders
+        return loaders
 
     def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> FaceBatch:
         """Turn images to float32 in [-1, 1], channels-last, and apply `batch_transforms` in training."""
         keys = [key for key in ("image", "partner") if key in batch]
-        images = torch.cat([batch[key] for key in keys]).contiguous(memory_format=torch.channels_last)
+        images = self._normalise(torch.cat([batch[key] for key in keys])).contiguous(memory_format=torch.channels_last)
         result = FaceBatch(**batch)
-        for key, image in zip(keys, self._normalise(images).split(len(batch["image"])), strict=True):
+        for key, image in zip(keys, images.split(len(batch["image"])), strict=True):
             result[key] = image
         return result
 

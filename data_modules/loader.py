@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_modules.batch import FaceBatch
 from data_modules.photos import Photo, PhotoError, PhotoReader, Pixels
@@ -131,6 +132,7 @@ class FaceLoader:
     def __init__(
         self, dataset: FaceDataset, batches: Sampler[Draw], num_workers: int = 0, pin_memory: bool = False
     ) -> None:
+        self.batches = batches
         self._loader: DataLoader[FaceBatch] = DataLoader(
             dataset,
             batch_size=None,  # a draw is a whole batch
@@ -147,6 +149,13 @@ class FaceLoader:
     def __iter__(self) -> Iterator[FaceBatch]:
         yield from self._loader
 
+    def close(self) -> None:
+        """Stop the workers. Left to the garbage collector, they may be waited for for seconds each."""
+        iterator = self._loader._iterator
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
+            self._loader._iterator = None
+
 
 class TrainingLoader(FaceLoader):
     """A loader that goes on where it stopped: in its next iteration, and from a checkpoint.
@@ -156,20 +165,16 @@ class TrainingLoader(FaceLoader):
     one iteration takes up where the last was cut off, so that every photo still comes up.
     """
 
-    def __init__(
-        self, dataset: FaceDataset, batches: TrainingBatches, num_workers: int = 0, pin_memory: bool = False
-    ) -> None:
-        super().__init__(dataset, batches, num_workers, pin_memory)
-        self._batches = batches
+    batches: TrainingBatches
 
     def __iter__(self) -> Iterator[FaceBatch]:
         for batch in self._loader:
-            self._batches.position += 1  # as batches leave, not as they are drawn: workers draw ahead
+            self.batches.position += 1  # as batches leave, not as they are drawn: workers draw ahead
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """The batches given so far, and how many make an epoch."""
-        return {"position": self._batches.position, "batches_per_epoch": len(self)}
+        return {"position": self.batches.position, "batches_per_epoch": len(self)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from a state; if an epoch has another length by now, from about the same point, with a warning."""
@@ -182,7 +187,7 @@ class TrainingLoader(FaceLoader):
                 state["batches_per_epoch"],
                 len(self),
             )
-        self._batches.position = position
+        self.batches.position = position
 
 
 def _one_thread(worker: int) -> None:
