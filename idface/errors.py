@@ -1,5 +1,6 @@
 """The parser's error messages in one readable sentence each, with the nearest valid name."""
 
+import importlib
 import inspect
 import pkgutil
 import re
@@ -30,8 +31,7 @@ _NOISE = re.compile(
 _UNKNOWN_ARGUMENT = re.compile(r"unrecognized arguments: --(?P<option>[^\s=]+)")
 _UNKNOWN_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted|does not accept option '(?P<key>[^']+)'")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\w+)$")
-_UNKNOWN_IN_MODULE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
-_UNKNOWN_MODULE = re.compile(r"No module named '(?P<name>[^']+)'")
+_UNKNOWN_PATH = re.compile(r"module '[^']+' has no attribute '[^']+'|No module named '[^']+'")
 _UNKNOWN_CHOICE = re.compile(r"invalid choice: '(?P<word>[^']*)' \(choose from (?P<choices>.*)\)")
 _MISSING_FILE = re.compile(r"File does not exist: '(?P<path>[^']+)'")
 
@@ -106,13 +106,8 @@ def _explain_cause(cause: _Cause, options: set[str]) -> str | None:
         return f"{cause.within} has no option '{option}'.{_guess_option(option, own)}{known}"
     if found := _UNKNOWN_CLASS.search(text):
         return _explain_class(found["name"])
-    if found := _UNKNOWN_IN_MODULE.search(text):
-        members = vars(pkgutil.resolve_name(found["module"])).items()
-        guess = nearest(found["name"], (name for name, member in members if inspect.isclass(member)))
-        return f"module '{found['module']}' has no class '{found['name']}'.{did_you_mean(guess)}"
-    if cause.within and (found := _UNKNOWN_MODULE.search(text)):
-        guess = nearest(cause.within.rsplit(".", 1)[-1], _class_names())
-        return f"there is no module '{found['name']}' for class_path '{cause.within}'.{did_you_mean(guess)}"
+    if cause.within and _UNKNOWN_PATH.search(text):
+        return _explain_class_path(cause.within)
     if found := _UNKNOWN_CHOICE.search(text):
         choices = re.findall(r"[\w-]+", found["choices"])
         guess = nearest(found["word"], choices)
@@ -136,6 +131,18 @@ def _explain_class(name: str) -> str:
     if name in known:
         return f"class '{name}' is of another kind than is needed here."
     return f"there is no class '{name}'.{did_you_mean(nearest(name, known))}"
+
+
+def _explain_class_path(path: str) -> str:
+    module, _, name = path.rpartition(".")
+    try:
+        members = vars(importlib.import_module(module))
+    except ModuleNotFoundError:
+        guess = nearest(name, _class_names())
+    else:
+        guess = nearest(name, (member for member, value in members.items() if inspect.isclass(value)))
+        guess = guess and f"{module}.{guess}"
+    return f"there is no class '{path}'.{did_you_mean(guess)}"
 
 
 def _class_names() -> set[str]:

@@ -1,8 +1,11 @@
 """`lightning fit|validate|test|predict`: LightningCLI with run folders, short class names and readable errors."""
 
+import logging
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NoReturn, cast
 
 import torch
@@ -12,8 +15,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from idface.callbacks.save_config import SaveRunConfig
+from idface.callbacks.step_count import StepCount
 from idface.errors import explain, missing_path
 from idface.loggers import CSVLogger, WandbLogger
 from idface.names import class_path, from_here, whole_class_paths
@@ -21,6 +26,11 @@ from idface.run import CHECKPOINTS, RunNotFound, find_checkpoint, new_run, new_s
 
 _RUN_FOLDER = "IDFACE_RUN_FOLDER"  # how rank zero tells the processes that Lightning launches for other ranks
 _PARSER_MODE = "idface"
+
+# advertisements, a deprecation inside Lightning, and what is no surprise when a run goes on
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
+warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 # YAML, in which `class_path: OpenSetIPGAN` is enough
 set_loader(_PARSER_MODE, lambda text: whole_class_paths(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
@@ -70,6 +80,7 @@ class TrainingCLI(LightningCLI):
             parser_kwargs={"prog": "lightning"},
             seed_everything_default=0,
             trainer_defaults={
+                "callbacks": [StepCount()],
                 "use_distributed_sampler": False,  # the data modules' own samplers know rank and world size
                 "logger": [{"class_path": "idface.loggers.CSVLogger"}],
             },
@@ -143,15 +154,18 @@ class TrainingCLI(LightningCLI):
         """Make data, model and trainer; what a constructor refuses is an error of the configuration."""
         try:
             super().instantiate_classes()
-        except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        except (ValueError, FileNotFoundError, NotADirectoryError, MisconfigurationException) as error:
             if "JSONARGPARSE_DEBUG" in os.environ:
                 raise
-            self._refuse(f"{error}\n(the traceback: JSONARGPARSE_DEBUG=1)")
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the constructor's own words, without what the parser put around them
+                cause = cause.__cause__
+            self._refuse(f"{cause}\n(the traceback: JSONARGPARSE_DEBUG=1)")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with all that it writes inside the run folder."""
-        if self.options.trainer.fast_dev_run:
-            return super().instantiate_trainer(**kwargs)
+        if self.options.trainer.fast_dev_run:  # leaves nothing behind
+            return super().instantiate_trainer(default_root_dir=mkdtemp(prefix="idface-"), **kwargs)
         run, stage = self._folders()
         self.save_config_kwargs = {"folder": stage if self.earlier_run else run}
         try:
@@ -183,7 +197,7 @@ class TrainingCLI(LightningCLI):
         return run, new_stage(run, self.subcommand)
 
     def before_validate(self) -> None:
-        """Take the count of batches over from the checkpoint: metrics and pictures stand at the step of the model."""
+        """Take the count of batches over from the checkpoint, so that a test's figures stand at the model's step."""
         loops = torch.load(self.options.ckpt_path, map_location="cpu", mmap=True, weights_only=True).get("loops", {})
         if "fit_loop" in loops:
             self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
