@@ -86,7 +86,7 @@ class FaceFolderDataModule(FaceDataModule):
         self.unlabelled = unlabelled
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         if not self.root.is_dir():
-            raise FileNotFoundError(f"root: there is no folder {self.root}{_nearest(self.root)}")
+            raise FileNotFoundError(f"root: there is no folder '{self.root}'.{_did_you_mean(_nearest(self.root))}")
 
     def list_photos(self) -> list[Photo | Rejected]:
         """The files below the people's folders; hidden files, and those in nobody's folder, are rejected."""
@@ -100,8 +100,8 @@ class FaceFolderDataModule(FaceDataModule):
                 people.append(entry)
         if len(people) < 2:
             raise ValueError(
-                f"root: {self.root} holds {len(people)} person's folder(s), expected two or more: "
-                f"{self.root / '<person>' / '<photo>'}{_deeper(people)}"
+                f"root: '{self.root}' holds {len(people)} person's folder(s), expected two or more, as in "
+                f"{self.root / '<person>' / '<photo>'}.{_did_you_mean(_where_people_are(people))}"
             )
         folders = [(folder.name, folder) for folder in people] + ([(None, unlabelled)] if unlabelled else [])
         for person, folder in folders:
@@ -133,9 +133,9 @@ class FaceFolderDataModule(FaceDataModule):
                 return folder
         if self.unlabelled == "unlabelled":
             return None
+        inside = self.root / self.unlabelled
         raise FileNotFoundError(
-            f"unlabelled: there is no folder {self.root / self.unlabelled}, nor {self.unlabelled}"
-            f"{_nearest(self.root / self.unlabelled)}"
+            f"unlabelled: there is no folder '{inside}' nor '{self.unlabelled}'.{_did_you_mean(_nearest(inside))}"
         )
 
 
@@ -151,22 +151,21 @@ def _portable(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _nearest(missing: Path) -> str:
-    """` (did you mean ...?)` for a path that does not exist, from what does."""
+def _nearest(missing: Path) -> Path | None:
+    """The existing folder most like one that does not exist: the first missing part of its path is the misspelt one."""
     while not missing.parent.is_dir() and missing != missing.parent:
         missing = missing.parent
-    try:
-        found = sorted(entry.name for entry in missing.parent.iterdir() if entry.is_dir())
-    except OSError:
-        found = []
-    like = difflib.get_close_matches(missing.name, found, n=1, cutoff=0.5)
-    if like:
-        return f" (did you mean {missing.parent / like[0]}?)"
-    return f" (the folders in {missing.parent}: {', '.join(found[:10]) or 'none'}{', ...' if len(found) > 10 else ''})"
+    names = [entry.name for entry in missing.parent.iterdir() if entry.is_dir()] if missing.parent.is_dir() else []
+    like = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.5)
+    return missing.with_name(like[0]) if like else None
 
 
-def _deeper(people: list[Path]) -> str:
-    """A hint at the one folder inside `root`, if that is where the people are."""
+def _did_you_mean(folder: Path | None) -> str:
+    return "" if folder is None else f" Did you mean '{folder}'?"
+
+
+def _where_people_are(people: list[Path]) -> Path | None:
+    """The one folder inside `root`, if that is where the people's folders are."""
     if len(people) == 1 and sum(entry.is_dir() for entry in people[0].iterdir()) > 1:
-        return f" (did you mean {people[0]}?)"
-    return ""
+        return people[0]
+    return None

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contract import DataModuleContract, Make
 
 from data_modules.orl import ORLDataModule, orl_root
 from idface.recognition.alignment import FACE_TEMPLATE
+from tests.data_modules.contract import DataModuleContract, Make
 
 
 class TestORL(DataModuleContract):
