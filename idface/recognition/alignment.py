@@ -21,7 +21,7 @@ LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth 
 """What the five points are, in MTCNN's order. Left and right are the viewer's."""
 
 FACE_TEMPLATE: npt.NDArray[np.float32] = np.array(
-    # Eyes and mouth: (p + 0.25) / 1.5 of dlib's mean face. Nose: its mean over the aligned ORL faces (recognition/orl.py).
+    # Eyes and mouth: (p + 0.25) / 1.5 of dlib's mean face. Nose: its mean over the aligned ORL faces (see orl.py).
     [(0.3187, 0.3160), (0.6680, 0.3160), (0.4912, 0.5125), (0.3360, 0.6867), (0.6507, 0.6867)],
     dtype=np.float32,
 )
@@ -31,11 +31,35 @@ FIT_POINTS = (0, 1, 3, 4)
 """The landmarks that the transform is fitted to. The nose is left out: it moves against the others as a head turns."""
 
 
-def similarity_transform(points: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
-    """Find the similarity (rotation, one scale, shift) that lays a face's landmarks on `FACE_TEMPLATE`.
+def fit_similarity(source: npt.ArrayLike, target: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Find the similarity (rotation, one scale, shift) that lays points on others, in the sense of least squares.
 
-    It is the least-squares solution of Umeyama (1991). Written with complex numbers, where a similarity is
-    w = a z + b, the solution is a plain linear regression, and it cannot come out mirrored.
+    The solution of Umeyama (1991, "Least-squares estimation of transformation parameters between two point patterns").
+    Written with complex numbers, where a similarity is w = a z + b, it is a plain linear regression, and it cannot come
+    out mirrored.
+
+    Args:
+        source: (N, 2) points.
+        target: (N, 2) where they should go.
+
+    Returns:
+        (2, 3) float64 matrix.
+
+    Raises:
+        ValueError: all source points fall in one place.
+    """
+    z, w = (np.asarray(points, np.float64) @ (1, 1j) for points in (source, target))
+    centred = z - z.mean()
+    spread = np.vdot(centred, centred).real
+    if spread < 1e-12:
+        raise ValueError(f"All points fall in one place, so they fix no scale: {np.asarray(source).tolist()}")
+    a = np.vdot(centred, w - w.mean()) / spread
+    b = w.mean() - a * z.mean()
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def similarity_transform(points: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
+    """Find the similarity that brings a face into the aligned frame: its `FIT_POINTS` onto those of `FACE_TEMPLATE`.
 
     Args:
         points: (5, 2) landmarks in pixels of the photo, in the order of `LANDMARKS`.
@@ -54,15 +78,7 @@ def similarity_transform(points: npt.ArrayLike, size: int) -> npt.NDArray[np.flo
             f"got shape {landmarks.shape}: {landmarks.tolist()}"
         )
     fit = list(FIT_POINTS)
-    source = landmarks[fit] @ (1, 1j)
-    target = (FACE_TEMPLATE[fit] * size - 0.5) @ (1, 1j)
-    centred = source - source.mean()
-    spread = np.vdot(centred, centred).real
-    if spread < 1e-6:
-        raise ValueError(f"All landmarks fall in one place, so they fix no scale: {landmarks.tolist()}")
-    a = np.vdot(centred, target - target.mean()) / spread
-    b = target.mean() - a * source.mean()
-    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+    return fit_similarity(landmarks[fit], FACE_TEMPLATE[fit] * size - 0.5)
 
 
 def warp_face(image: npt.NDArray[np.uint8], landmarks: npt.ArrayLike, size: int) -> npt.NDArray[np.uint8]:

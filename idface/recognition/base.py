@@ -1,0 +1,159 @@
+"""One interface for every face recogniser: an aligned picture in, a unit vector out."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idface.recognition.calibration import Calibration, Verification, stored_calibration
+
+
+class Recognizer(nn.Module, ABC):
+    """A frozen network that tells whose face it is shown.
+
+    It takes pictures in the common aligned frame (see `alignment`), in [-1, 1] and of any size, and does its own
+    cropping, resizing and scaling. Gradients flow to the picture, never to the weights: they ask for none, and the
+    network stays in evaluation mode whatever the module around it does. It computes in float32, also under autocast.
+
+    Two faces are compared by `distance`, the squared distance of their unit vectors; `thresholds` says which distances
+    mean the same person.
+
+    A subclass gives `name`, `embedding_dim` and `stage_names`, loads its weights, calls `freeze` and implements
+    `stages`.
+    """
+
+    name: str
+    """What the recogniser is called in reports."""
+    embedding_dim: int
+    """Length D of an embedding."""
+    stage_names: tuple[str, ...]
+    """The intermediate features that `stages` yields, from the picture upwards, ending in "raw"."""
+    _calibration: Calibration | None = None
+
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        """All names that `features` knows, from the picture upwards."""
+        return (*self.stage_names, "embedding")
+
+    @abstractmethod
+    def stages(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Run the network on (B, 3, H, W) float32 in [-1, 1], yielding each feature of `stage_names` as it is ready.
+
+        The last is "raw": the embedding (B, D) before it is scaled to length 1.
+        """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed aligned faces.
+
+        Args:
+            image: (B, 3, H, W) floating point in [-1, 1], H = W.
+
+        Returns:
+            (B, D) float32 of length 1, differentiable with respect to the image.
+
+        Raises:
+            ValueError: the image has another shape or an integer type.
+        """
+        return self.features(image, ["embedding"])["embedding"]
+
+    def features(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Intermediate features of aligned faces; the network runs only as far as the highest one asked for.
+
+        Args:
+            image: as for `forward`.
+            layers: names among `feature_layers`.
+
+        Returns:
+            Each name's feature, float32: "embedding" (B, D) of length 1, "raw" (B, D) before scaling, the others
+            (B, C, H', W') or (B, C).
+
+        Raises:
+            ValueError: unknown layer, or an image that `forward` refuses.
+        """
+        unknown = sorted(set(layers) - set(self.feature_layers))
+        if unknown:
+            raise ValueError(f"{self.name} has no feature layer {unknown}; it has {', '.join(self.feature_layers)}")
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] != image.shape[3]:
+            raise ValueError(
+                f"{self.name} takes aligned square faces (B, 3, H, H); got {tuple(image.shape)}. "
+                "Align photos with idface.recognition.alignment.warp_face first"
+            )
+        if not image.is_floating_point():
+            raise ValueError(f"{self.name} takes floats in [-1, 1]; got {image.dtype}. For uint8: image / 127.5 - 1")
+
+        wanted, found = set(layers), {}
+        with torch.autocast(image.device.type, enabled=False):
+            for name, feature in self.stages(image.float()):
+                if name in wanted:
+                    found[name] = feature
+                if name == "raw" and "embedding" in wanted:
+                    found["embedding"] = F.normalize(feature, dim=1)
+                if len(found) == len(wanted):
+                    break
+        return {name: found[name] for name in layers}
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 over the names, shapes and values of all weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def calibration(self) -> Calibration:
+        """How well this network's distances tell people apart, measured on labelled pairs.
+
+        Kept with the package for the weights it knows, by fingerprint; for others assign what `calibration.calibrate`
+        returns.
+
+        Raises:
+            LookupError: no calibration is stored for these weights and none was assigned.
+        """
+        if self._calibration is None:
+            self._calibration = stored_calibration(self.name, self.fingerprint())
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, calibration: Calibration) -> None:
+        self._calibration = calibration
+
+    @property
+    def thresholds(self) -> Verification:
+        """Which values of `distance` mean the same person: the calibration's part about unit embeddings."""
+        return self.calibration.unit
+
+    def freeze(self) -> Self:
+        """Fix the weights, switch to evaluation for good and lay the convolutions out channels-last."""
+        self.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
+        return self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever `mode` the module around asks for."""
+        del mode
+        return super().train(False)
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distance of unit embeddings, 2 - 2 cos: 0 for equal, 2 for orthogonal, 4 for opposite ones.
+
+    Args:
+        a: (..., D) unit vectors.
+        b: (..., D) unit vectors; leading axes broadcast.
+
+    Returns:
+        (...) distances.
+    """
+    return (a - b).square().sum(-1)
+
+
+def resize(image: Tensor, size: int) -> Tensor:
+    """Bring (B, 3, H, H) to (B, 3, size, size): bilinear, antialiased, unchanged if it has that size."""
+    if image.shape[-1] == size:
+        return image
+    return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)

@@ -1,0 +1,32 @@
+"""A recogniser from the one word that names it on a command line."""
+
+from idface.recognition.base import Recognizer
+
+KINDS = "dlib, facenet:vggface2, facenet:casia-webface, mobilefacenet:FILE"
+
+
+def build_recognizer(name: str) -> Recognizer:
+    """Build a recogniser.
+
+    Args:
+        name: one of `KINDS`; MobileFaceNet averages both flips.
+
+    Raises:
+        ValueError: unknown name.
+        FileNotFoundError: its weights are not there.
+    """
+    kind, _, detail = name.partition(":")
+    match kind, detail:
+        case "dlib", "":
+            from idface.recognition.dlib_resnet import DlibResNet
+
+            return DlibResNet()
+        case "facenet", "vggface2" | "casia-webface":
+            from idface.recognition.facenet import FaceNet
+
+            return FaceNet(detail)
+        case "mobilefacenet", file if file:
+            from idface.recognition.mobilefacenet import MobileFaceNet
+
+            return MobileFaceNet(file, flip=True)
+    raise ValueError(f"There is no recogniser {name!r}; give one of {KINDS}")
