@@ -46,6 +46,9 @@ class FaceModule(LightningModule, ABC):
         channels_last: whether convolutions run in channels-last memory format, the faster one on CPUs and GPUs.
     """
 
+    gradient_fingerprints: frozenset[str] = frozenset()
+    """Fingerprints of the recognisers through which a loss flows, as they were at the start: none of these may judge."""
+
     recipe: dict[str, Any] | None = None
     """Class path and arguments that make this module anew; set by the command line and kept in checkpoints."""
 
@@ -95,11 +98,6 @@ class FaceModule(LightningModule, ABC):
     def step(self, batch: FaceBatch) -> None:
         """One batch: compute the losses, `record` them, and call `phase` for every network that learns."""
 
-    @property
-    def gradient_recognizers(self) -> list[Recognizer]:
-        """Recognisers through which a loss flows: none of these may judge."""
-        return []
-
     def sample_grids(self) -> dict[str, Picture]:
         """Pictures of the evaluation just run, by name; the same photos every time, so that runs can be compared."""
         return {}
@@ -109,7 +107,7 @@ class FaceModule(LightningModule, ABC):
         if self.judge is None:
             return {"name": None, "fingerprint": None, "independent": True}
         fingerprint = self.judge.fingerprint()
-        independent = all(other.fingerprint() != fingerprint for other in self.gradient_recognizers)
+        independent = fingerprint not in self.gradient_fingerprints
         return {"name": self.judge.name, "fingerprint": fingerprint, "independent": independent}
 
     # ------------------------------------------------------------------------------------------------------- training
@@ -147,12 +145,16 @@ class FaceModule(LightningModule, ABC):
             (list(average.state_dict().values()), list(getattr(self, name).state_dict().values()))
             for name, average in self.ema.items()
         ]
+        self._statistics = tuple(
+            buffer for network in self.phases.values() for buffer in network.buffers() if buffer.is_floating_point()
+        )
         self._finite = {}
 
     def training_step(self, batch: FaceBatch, batch_idx: int) -> None:
         """One batch, whatever its phases: reproducible noise, `step`, averages, schedules, the count."""
         torch.manual_seed(self._noise_seed())
         self.step(batch)
+        self._share_statistics()
         self._update_averages()
         self._log_learning_rates()
         for scheduler in self._schedulers():
@@ -177,8 +179,9 @@ class FaceModule(LightningModule, ABC):
         trainer = self.trainer
         self._finite[name] = self._finite.get(name, True) & torch.isfinite(objective.detach())
         scaled = trainer.precision_plugin.pre_backward(objective, self)  # 16-bit floats: times the loss scale
-        gradients = torch.autograd.grad(scaled, parameters, retain_graph=retain_graph, allow_unused=True)
-        gradients = self._mean_over_ranks(gradients)
+        gradients = torch.autograd.grad(scaled, parameters, retain_graph=retain_graph)
+        if trainer.world_size > 1:
+            gradients = self._mean_over_ranks(gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer = trainer.optimizers[self._phase_index[name]]
@@ -216,14 +219,17 @@ class FaceModule(LightningModule, ABC):
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         return hash((seed, self.iteration, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF
 
-    def _mean_over_ranks(self, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        if self.trainer.world_size == 1:
-            return gradients
-        present = [gradient for gradient in gradients if gradient is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in present])
-        flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
-        parts: Iterator[Tensor] = iter(flat.split([gradient.numel() for gradient in present]))
-        return tuple(None if gradient is None else next(parts).view_as(gradient) for gradient in gradients)
+    def _mean_over_ranks(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The mean of each tensor over all ranks, in one exchange."""
+        flat = self.trainer.strategy.reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]), reduce_op="mean")
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return tuple(part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True))
+
+    def _share_statistics(self) -> None:
+        """Let batch norm's running statistics be those of all ranks' photos, so that ranks evaluate one model."""
+        if self.trainer.world_size > 1 and self._statistics:
+            for buffer, mean in zip(self._statistics, self._mean_over_ranks(self._statistics), strict=True):
+                buffer.copy_(mean)
 
     @torch.no_grad()
     def _update_averages(self) -> None:
@@ -266,7 +272,11 @@ class FaceModule(LightningModule, ABC):
 
     def _frozen_prefixes(self) -> tuple[str, ...]:
         return tuple(
-            f"{name}." for name, module in self.named_modules() if isinstance(module, Recognizer) and module.frozen
+            f"{name}."
+            for name, module in self.named_modules()
+            if isinstance(module, Recognizer)
+            and not name.startswith("ema.")
+            and not any(parameter.requires_grad for parameter in module.parameters())
         )
 
 

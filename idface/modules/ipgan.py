@@ -61,10 +61,11 @@ class OpenSetIPGAN(FaceModule):
         convolutions: 3x3 convolutions a VGG stage.
         attribute_dim: J, length of f_A; the paper does not give it.
         grey: whether the photos are grey, so that G makes one channel and repeats it.
-        identity_encoder: a frozen recogniser whose embedding is f_I, in place of the shared I. No gradient flows
-            through it, so it may also judge.
-        classifier: a recogniser in place of the VGG as C, and as I unless `identity_encoder` is given. Frozen, it
-            stays as it is; not frozen, it is where training starts from. L_GC flows through it: it cannot judge.
+        identity_encoder: a recogniser whose embedding is f_I, in place of the shared I. It stays as it is, and no
+            gradient flows through it, so it may also judge.
+        classifier: a recogniser in place of the VGG as C, and as I unless `identity_encoder` is given. L_GC flows
+            through it: it cannot judge.
+        fine_tune: whether `classifier` is only where I and C start from, and learns on; otherwise it stays as it is.
         transformation_weight: lambda in transformation steps (0.1 in the paper); it is 1 in reconstruction steps.
         reconstruction_weight: w_r of L_GR (eq. 2).
         kl_weight: w_kl of L_KL (eq. 3), a sum over J.
@@ -90,6 +91,7 @@ class OpenSetIPGAN(FaceModule):
         grey: bool = False,
         identity_encoder: Recognizer | None = None,
         classifier: Recognizer | None = None,
+        fine_tune: bool = False,
         judge: Recognizer | None = None,
         transformation_weight: float = 0.1,
         reconstruction_weight: float = 1.0,
@@ -112,11 +114,8 @@ class OpenSetIPGAN(FaceModule):
             raise ValueError(f"num_identities is {num_identities}; telling people apart takes at least 2")
         if not 0 <= same_person_share <= 1:
             raise ValueError(f"same_person_share is {same_person_share}; expected a share between 0 and 1")
-        if identity_encoder is not None and not identity_encoder.frozen:
-            raise ValueError(
-                "identity_encoder must be frozen: nothing teaches it. To start I and C from a recogniser and train "
-                "them on, give it as `classifier` with frozen: false and leave `identity_encoder` out"
-            )
+        if fine_tune and classifier is None:
+            raise ValueError("fine_tune is true, but there is no classifier to tune: give one, or leave fine_tune out")
         self.image_size = image_size
         self.discriminator_optimizer = discriminator_optimizer
         self.transformation_weight = transformation_weight
@@ -132,8 +131,10 @@ class OpenSetIPGAN(FaceModule):
             vgg = VGGEncoder(image_size, width, convolutions, pool=True)
             self.classifier = FaceClassifier(vgg, vgg.out_channels, num_identities)  # C, and I unless one is given
         else:
+            self.gradient_fingerprints = frozenset({classifier.fingerprint()})
+            classifier.requires_grad_(fine_tune)
             self.classifier = FaceClassifier(IdentityVector(classifier), classifier.embedding_dim, num_identities)
-        self.classifier_learns = classifier is None or not classifier.frozen
+        self.classifier_learns = classifier is None or fine_tune
         self.identity_encoder = None if identity_encoder is None else IdentityVector(identity_encoder)
         self.attribute_encoder = AttributeEncoder(image_size, width, convolutions, attribute_dim)  # A
         identity_dim = identity_encoder.embedding_dim if identity_encoder else self.classifier.feature_dim
@@ -161,11 +162,6 @@ class OpenSetIPGAN(FaceModule):
         """D may have an optimiser of its own."""
         return self.discriminator_optimizer or self.optimizer if name == "discriminator" else self.optimizer
 
-    @property
-    def gradient_recognizers(self) -> list[Recognizer]:
-        """Recognisers through which a loss has flowed: none of these may judge."""
-        return [self.classifier.backbone.recognizer] if isinstance(self.classifier.backbone, IdentityVector) else []
-
     # ------------------------------------------------------------------------------------------------------- training
 
     def pair(self, batch: FaceBatch) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -179,6 +175,8 @@ class OpenSetIPGAN(FaceModule):
             return image, image.roll(1, dims=0), identity, self.transformation_weight  # somebody, as the batch is mixed
         if self.same_person_share == 0:
             return image, image, identity, 1.0
+        if "partner" not in batch:
+            raise ValueError("same_person_share is above 0, but batches carry no partner: set partner: true in the data")
         swap = torch.rand(len(image), 1, 1, 1, device=image.device) < self.same_person_share
         return torch.where(swap, batch["partner"], image), image, identity, 1.0
 

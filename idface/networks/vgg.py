@@ -140,7 +140,7 @@ class InverseVGG(nn.Module):
         layers: list[nn.Module] = []
         channels = widths[0]
         for stage_width in widths:
-            layers.append(nn.Upsample(scale_factor=2))
+            layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))  # nearest leaves a grid in skin
             for _ in range(convolutions):
                 layers += conv_block(channels, stage_width)
                 channels = stage_width

@@ -1,0 +1,62 @@
+"""Trains in one or two processes and leaves what came out: `python -m tests.modules.ddp_script CASE PROCESSES FOLDER`.
+
+Cases: `joint`, one reconstruction step without batch norm and without noise, where two processes with half a batch each
+must do what one does with the whole; `real`, several steps of the model as it is, on real data.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from idface.modules.ipgan import OpenSetIPGAN
+from tests.modules.helpers import Batches, adam, sgd, small_data, small_ipgan, trainer
+
+
+class Halves(LightningDataModule):
+    """A batch of eight, or this process's part of it."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        batch = Batches(count=1, size=8)[0]
+        part = {name: value.chunk(self.trainer.world_size)[self.trainer.global_rank] for name, value in batch.items()}
+        return DataLoader([part], batch_size=None)
+
+
+class Leave(Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.save(pl_module.state_dict(), self.folder / f"rank{trainer.global_rank}.pt")
+
+
+def without_batch_norm_and_noise() -> OpenSetIPGAN:
+    model = small_ipgan(optimizer=sgd, kl_weight=0.0)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+    with torch.no_grad():
+        model.attribute_encoder.posterior.weight[3:] = 0
+        model.attribute_encoder.posterior.bias[3:] = -100  # a log variance so small that r does not matter
+    return model
+
+
+def main(case: str, processes: int, folder: Path) -> None:
+    data: LightningDataModule
+    if case == "joint":
+        model, data, steps = without_batch_norm_and_noise(), Halves(), 1
+    else:
+        model, data, steps = small_ipgan(num_identities=32, optimizer=adam, ema_decay=0.9), small_data(), 4
+    strategy = "ddp_spawn" if processes > 1 else "auto"
+    trainer(steps, folder, devices=processes, strategy=strategy, callbacks=[Leave(folder)]).fit(model, data)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

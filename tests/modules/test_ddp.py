@@ -1,0 +1,45 @@
+"""Two processes over gloo."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+
+def train(case: str, processes: int, folder: Path) -> list[dict[str, Tensor]]:
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.modules.ddp_script", case, str(processes), str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+def test_ranks_end_identical(tmp_path: Path) -> None:
+    first, second = train("real", 2, tmp_path / "two")
+    assert any(name.startswith("ema.") for name in first)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
+    (alone,) = train("joint", 1, tmp_path / "one")
+    together, _ = train("joint", 2, tmp_path / "two")
+    from tests.modules.ddp_script import without_batch_norm_and_noise
+
+    start = without_batch_norm_and_noise().state_dict()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    learnt = [name for name in alone if name.endswith("weight") and "posterior" not in name]
+    assert all(not torch.equal(alone[name], start[name]) for name in learnt)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
+def test_the_usual_strategies_accept_the_module(strategy: str) -> None:
+    from tests.modules.helpers import adam, loader, small_ipgan, trainer
+
+    run = trainer(2, strategy=strategy, devices=1)
+    run.fit(small_ipgan(optimizer=adam), loader())
+    assert run.global_step == 2
