@@ -217,6 +217,11 @@ class FaceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches to train on."""
+        if self.trainer is not None and self.trainer.overfit_batches:
+            raise ValueError(
+                f"trainer.overfit_batches={self.trainer.overfit_batches} has no effect on this data: batches are drawn "
+                "anew in every epoch. To overfit, give a data set of a few photos"
+            )
         faces = self._faces
         rank, world_size = self._place()
         partners = SamePersonPartners(faces.split.train, faces.split.identity) if self.partner else None

@@ -82,6 +82,26 @@ def fit(root: Path, options: dict[str, Any], workers: int, **fit_options: Any) -
     return model.seen, model.weight.detach()
 
 
+def test_another_batch_size_goes_on_at_about_the_same_point(
+    face_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = FaceFolderDataModule(face_folder, batch_size=2, val_identities=1, test_identities=1)
+    loader = data.train_dataloader()
+    assert len(loader) == 4
+    for _ in range(2):
+        list(loader)
+    next(iter(loader))
+    other = FaceFolderDataModule(face_folder, batch_size=1, val_identities=1, test_identities=1).train_dataloader()
+    other.load_state_dict(loader.state_dict())
+    assert other.state_dict() == {"position": 18, "batches_per_epoch": 8}  # two epochs and a quarter
+    assert "saved with 4 batches an epoch, now there are 8" in caplog.text
+
+
+def test_overfit_batches_is_refused(face_folder: Path) -> None:
+    with pytest.raises(ValueError, match="overfit_batches=2 has no effect"):
+        fit(face_folder, {"max_steps": 1, "overfit_batches": 2}, workers=0)
+
+
 @pytest.mark.parametrize(
     ("options", "workers"),
     [
