@@ -190,7 +190,9 @@ class FaceDetector:
         """MTCNN over (B, H, W, 3) uint8: the landmarks of each picture's main face, in its pixels."""
         try:
             _, probabilities, landmarks = self._mtcnn.detect(pictures, landmarks=True)
-        except (RuntimeError, IndexError):
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, ValueError):
             # facenet-pytorch stumbles when a candidate box lies wholly outside its picture. Find the
             # picture; it has no face.
             if len(pictures) == 1:

@@ -65,7 +65,7 @@ class DlibResNet(Recognizer):
                 _Block(before, width, halves) for before, (width, halves) in zip(channels, BLOCKS, strict=False)
             )
             self.head = nn.Linear(256, 128, bias=False)
-        path = Path(weights) if weights is not None else _packaged_weights()
+        path = Path(weights) if weights is not None else packaged_weights()
         self.load_state_dict(_folded_weights(_verified_layers(path), str(path)), assign=True)
         self.freeze()
 
@@ -113,7 +113,12 @@ def _fill_up(x: Tensor, size: list[int]) -> Tensor:
     return F.pad(x, (0, width, 0, height, 0, channels))
 
 
-def _packaged_weights() -> Path:
+def packaged_weights() -> Path:
+    """Where the installed package `face-recognition-models` keeps dlib's file.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
     # Found, not imported: the package's own __init__ needs pkg_resources, which setuptools no longer brings.
     spec = find_spec("face_recognition_models")
     if spec is None or not spec.submodule_search_locations:
