@@ -3,15 +3,27 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Picture = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
+
+
+def to_picture(images: "Tensor") -> Picture:
+    """Float images (..., 3, H, W) in [-1, 1] as uint8 (..., H, W, 3)."""
+    from data_modules.batch import to_uint8  # torch: the rest of this file does without
+
+    picture: Picture = to_uint8(images).movedim(-3, -1).cpu().numpy()
+    return picture
+
 
 SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's digital source type of a picture made by a trained model."""

@@ -53,7 +53,11 @@ class RunReport(Callback):
         """Write the test's figures, grids and the page."""
         self._log_grids(trainer, pl_module, "test")
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        test: dict[str, Any] = {"metrics": metrics, "checkpoint": str(trainer.ckpt_path), "data": _data_summary(trainer)}
+        test: dict[str, Any] = {
+            "metrics": metrics,
+            "checkpoint": str(trainer.ckpt_path),
+            "data": _data_summary(trainer),
+        }
         if isinstance(pl_module, FaceModule):
             test["judge"] = pl_module.judge_report()
         _update_summary(trainer, {"test": test})
@@ -87,5 +91,9 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    models = (
+        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.exists()
+        else []
+    )
     return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

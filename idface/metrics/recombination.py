@@ -1,4 +1,4 @@
-"""Does a recombined face look like its identity source? Judged by a recogniser, beside real photos of the same people."""
+"""Does a recombined face look like its identity source? A recogniser judges, beside real photos of the same people."""
 
 import torch
 from torch import Tensor

@@ -64,7 +64,9 @@ class FaceModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay is {ema_decay}; expected at least 0 and below 1 (0.999 is usual, 0 turns it off)")
+            raise ValueError(
+                f"ema_decay is {ema_decay}; expected at least 0 and below 1; 0.999 is usual"
+            )
         if gradient_clip is not None and gradient_clip <= 0:
             raise ValueError(f"gradient_clip is {gradient_clip}; expected a positive norm, or null for no clipping")
         self.automatic_optimization = False
@@ -139,6 +141,7 @@ class FaceModule(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Look the optimisers up once: asking Lightning for them every phase costs more than it should."""
+        self._log_interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._phase_index = {name: index for index, name in enumerate(self.phases)}
         self._parameters_of = {name: list(network.parameters()) for name, network in self.phases.items()}
         self._averages = [
@@ -164,7 +167,7 @@ class FaceModule(LightningModule, ABC):
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.increment_ready()
         progress.increment_completed()
-        if self.device.type == "cpu" or self.iteration % self.trainer.log_every_n_steps == 0:
+        if self.device.type == "cpu" or self.iteration % self._log_interval == 0:
             self.check_finite()
 
     def phase(self, name: str, objective: Tensor, retain_graph: bool = False) -> None:
@@ -243,7 +246,7 @@ class FaceModule(LightningModule, ABC):
         return [config.scheduler for config in self.trainer.strategy.lr_scheduler_configs]
 
     def _log_learning_rates(self) -> None:
-        if (self.iteration + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.iteration + 1) % self._log_interval == 0:
             rates = {
                 f"train/lr/{name}": optimizer.param_groups[0]["lr"]
                 for name, optimizer in zip(self.phases, self.trainer.optimizers, strict=True)
@@ -258,7 +261,7 @@ class FaceModule(LightningModule, ABC):
         return network
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save a diverged model; keep the recipe; leave out frozen recognisers, which have files of their own."""
+        """Refuse to save a diverged model; keep the recipe; leave out frozen recognisers, which have their own files."""
         self.check_finite()
         checkpoint["recipe"] = self.recipe
         checkpoint["state_dict"] = {

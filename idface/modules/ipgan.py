@@ -1,13 +1,13 @@
 """Bao et al. 2018, *Towards Open-Set Identity Preserving Face Synthesis*."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from data_modules.batch import EVALUATION_SETS, FaceBatch, to_uint8
+from data_modules.batch import EVALUATION_SETS, FaceBatch
 from idface.losses.adversarial import discriminator_loss
 from idface.losses.classification import identity_loss
 from idface.losses.matching import feature_matching_loss, reconstruction_loss
@@ -16,7 +16,7 @@ from idface.metrics.recombination import RecombinationIdentity
 from idface.modules.base import FaceModule, frozen_statistics
 from idface.networks.dcgan import DCGANDiscriminator
 from idface.networks.vgg import AttributeEncoder, FaceClassifier, InverseVGG, VGGEncoder
-from idface.pictures import Picture, recombination_grid
+from idface.pictures import Picture, recombination_grid, to_picture
 from idface.recognition.base import Recognizer
 
 
@@ -176,7 +176,9 @@ class OpenSetIPGAN(FaceModule):
         if self.same_person_share == 0:
             return image, image, identity, 1.0
         if "partner" not in batch:
-            raise ValueError("same_person_share is above 0, but batches carry no partner: set partner: true in the data")
+            raise ValueError(
+                "same_person_share is above 0, but batches carry no partner: set partner: true in the data"
+            )
         swap = torch.rand(len(image), 1, 1, 1, device=image.device) < self.same_person_share
         return torch.where(swap, batch["partner"], image), image, identity, 1.0
 
@@ -269,7 +271,7 @@ class OpenSetIPGAN(FaceModule):
         if split == "gallery":
             if self.judge is not None:
                 embedding = self.judge(image)
-                for metric in self.metrics.values():
+                for metric in self._identity_metrics().values():
                     metric.update_gallery(embedding, identity)
             return
         partner = batch["partner"]
@@ -285,12 +287,12 @@ class OpenSetIPGAN(FaceModule):
             sync_dist=True,
         )
         if self.judge is not None:
-            self.metrics[split].update(self.judge(result), self.judge(image), self.judge(partner), identity)
+            self._identity_metrics()[split].update(self.judge(result), self.judge(image), self.judge(partner), identity)
 
     def on_validation_epoch_start(self) -> None:
         """Start the evaluation anew."""
         self._grids = {split: _GridPhotos() for split in EVALUATION_SETS[:2]}
-        for metric in self.metrics.values():
+        for metric in self._identity_metrics().values():
             metric.reset()
 
     def on_validation_epoch_end(self) -> None:
@@ -305,8 +307,11 @@ class OpenSetIPGAN(FaceModule):
         """Log `test/identity/<split>/<figure>`."""
         self._log_identity("test")
 
+    def _identity_metrics(self) -> dict[str, RecombinationIdentity]:
+        return {split: cast(RecombinationIdentity, metric) for split, metric in self.metrics.items()}
+
     def _log_identity(self, stage: str) -> None:
-        for split, metric in self.metrics.items():
+        for split, metric in self._identity_metrics().items():
             if metric.update_called:
                 figures = {f"{stage}/identity/{split}/{name}": value for name, value in metric.compute().items()}
                 self.log_dict(figures, rank_zero_only=True)
@@ -327,16 +332,19 @@ class _GridPhotos:
 
     def add(self, image: Tensor, identity: Tensor, partner: Tensor, partner_identity: Tensor) -> None:
         """Take what is still missing from a batch: photos (B, 3, S, S) and their people, int64 (B,)."""
-        for wanted, photos, people in ((self.ROWS, image, identity), (self.COLUMNS, partner, partner_identity)):
-            kept = self.rows if photos is image else self.columns
-            if len(kept) < wanted:
-                for photo, person in zip(photos, people.tolist(), strict=True):
-                    if person not in kept and len(kept) < wanted:
-                        kept[person] = photo
+        self._keep(self.rows, self.ROWS, image, identity)
+        self._keep(self.columns, self.COLUMNS, partner, partner_identity)
+
+    @staticmethod
+    def _keep(kept: dict[int, Tensor], wanted: int, photos: Tensor, people: Tensor) -> None:
+        if len(kept) == wanted:
+            return
+        for photo, person in zip(photos, people.tolist(), strict=True):
+            if person not in kept and len(kept) < wanted:
+                kept[person] = photo
 
     def render(self, model: OpenSetIPGAN) -> Picture:
         """The grid, with one result for each row and column."""
         rows, columns = torch.stack(list(self.rows.values())), torch.stack(list(self.columns.values()))
         results = torch.stack([model.recombine(row.expand_as(columns), columns) for row in rows])
-        to_picture = lambda images: to_uint8(images).movedim(-3, -1).cpu().numpy()  # noqa: E731
         return recombination_grid(to_picture(rows), to_picture(columns), to_picture(results))

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +11,11 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from data_modules.batch import to_float, to_uint8
+from data_modules.batch import to_float
 from data_modules.photos import CentreReader, Photo, PhotoError, open_photo
 from idface.checkpoints import CheckpointError, load_model
 from idface.modules.ipgan import OpenSetIPGAN
-from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic
+from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic, to_picture
 from idface.recognition.alignment import FaceDetector, warp_face
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,9 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
     """
     model = load_model(checkpoint)
     if not isinstance(model, OpenSetIPGAN):
-        raise CheckpointError(f"recombination takes a checkpoint of OpenSetIPGAN; {checkpoint} is of {type(model).__name__}")
+        raise CheckpointError(
+            f"recombination takes a checkpoint of OpenSetIPGAN; {checkpoint} is of {type(model).__name__}"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     rejected: list[tuple[Path, str]] = []
@@ -74,10 +77,10 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
     for name, row in zip(track(sources.names, "Recombining", transient=True), sources.tensor(device), strict=True):
         results = _recombine_row(model, row, columns)
         if len(shown) < GRID_LIMIT:
-            shown.append(_pictures(results[:GRID_LIMIT]))
+            shown.append(to_picture(results[:GRID_LIMIT]))
         similarity = _similarities(model, results, row, columns)
         for target, picture, (to_identity, to_attributes) in zip(
-            targets.names, _pictures(results), similarity, strict=True
+            targets.names, to_picture(results), similarity, strict=True
         ):
             file = f"results/{name}--{target}.png"
             save_synthetic(mark_synthetic(picture), out / file, recipe | {"sources": [name, target]})
@@ -103,12 +106,6 @@ def _similarities(model: OpenSetIPGAN, results: Tensor, source: Tensor, attribut
     to_source = (embeddings @ model.judge(source[None]).T)[:, 0]
     to_attributes = (embeddings * torch.cat([model.judge(part) for part in attributes.split(64)])).sum(1)
     return [(f"{a:.4f}", f"{b:.4f}") for a, b in zip(to_source.tolist(), to_attributes.tolist(), strict=True)]
-
-
-def _pictures(images: Tensor) -> Picture:
-    """Float (N, 3, S, S) in [-1, 1] as uint8 (N, S, S, 3)."""
-    pictures: Picture = to_uint8(images).movedim(-3, -1).cpu().numpy()
-    return pictures
 
 
 def _read(
@@ -142,7 +139,7 @@ def _face(file: Path, size: int, detector: FaceDetector | None) -> Picture:
     return warp_face(picture, landmarks, size)
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[Path, str]] | list[tuple[str, ...]]) -> None:
+def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence as torch_kl
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as torch_kl
 
 from idface.losses.adversarial import discriminator_loss
 from idface.losses.classification import identity_loss
@@ -33,7 +34,9 @@ def test_discriminator_loss_stays_finite_when_sure_and_wrong() -> None:
 
 def test_reconstruction_loss_is_equation_2_as_a_mean() -> None:
     x, target = normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=1)
-    expected = 0.5 * sum((a - b) ** 2 for a, b in zip(x.flatten().tolist(), target.flatten().tolist(), strict=True)) / 96
+    expected = (
+        0.5 * sum((a - b) ** 2 for a, b in zip(x.flatten().tolist(), target.flatten().tolist(), strict=True)) / 96
+    )
     assert np.isclose(reconstruction_loss(x, target).item(), expected)
 
 

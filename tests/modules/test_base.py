@@ -105,7 +105,7 @@ def test_a_loss_that_turns_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
 
 
 def test_a_checkpoint_is_never_written_from_a_diverged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU losses are looked at once in a while; what stands between a NaN and the disk is the look before saving."""
+    """On a GPU losses are looked at once in a while; the look before saving stands between a NaN and the disk."""
     model = small_ipgan(num_identities=32, optimizer=adam)
     looked: list[int] = []
     check = FaceModule.check_finite

@@ -49,7 +49,9 @@ def test_a_step_is_algorithm_1_written_out_naively(iteration: int, monkeypatch: 
     batch = Batches()[iteration]
     x_a = batch["image"] if iteration == 0 else batch["image"].roll(1, 0)
     lam = 1.0 if iteration == 0 else 0.1
-    for name, gradient in naive_gradients(start, batch["image"], x_a, batch["identity"], lam, weights, iteration).items():
+    for name, gradient in naive_gradients(
+        start, batch["image"], x_a, batch["identity"], lam, weights, iteration
+    ).items():
         update = start.get_parameter(name) - model.get_parameter(name)  # SGD with rate 1: the gradient
         torch.testing.assert_close(update, gradient, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -71,7 +73,12 @@ def naive_gradients(
 
     def losses(learns: str, **detached: bool) -> dict[str, Tensor]:
         m = copy.deepcopy(model)
-        for name, network in (("A", m.attribute_encoder), ("G", m.generator), ("D", m.discriminator), ("C", m.classifier)):
+        for name, network in (
+            ("A", m.attribute_encoder),
+            ("G", m.generator),
+            ("D", m.discriminator),
+            ("C", m.classifier),
+        ):
             network.requires_grad_(name == learns)
         torch.manual_seed(hash((0, iteration, 0)) & 0x7FFF_FFFF_FFFF_FFFF)
         f_s, logits = m.classifier(x_s)

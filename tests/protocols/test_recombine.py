@@ -1,0 +1,81 @@
+"""`idface recombine` on photos as people have them."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_modules.orl import orl_root
+from idface.checkpoints import CheckpointError
+from idface.pictures import is_marked_synthetic
+from idface.protocols.recombine import recombine
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two people: `a/1.png`, `a/2.png` and `b/1.png`, ORL photos as they are, not aligned."""
+    for name, person, photo in (("a/1", 3, 1), ("a/2", 3, 2), ("b/1", 7, 1)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.open(orl_root() / f"s{person}" / f"{photo}.pgm").save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_photos_are_aligned_and_every_pair_gets_a_marked_result(photos: Path) -> None:
+    grid = recombine("zoo:quickstart", photos / "a", photos / "b" / "1.png", photos / "out")
+    assert grid == photos / "out" / "grid.png"
+    assert Image.open(grid).size == (68 + 64, 68 + 2 * 64)
+    table = rows(photos / "out" / "results.csv")
+    assert [(row["identity"], row["attributes"]) for row in table] == [("1", "1"), ("2", "1")]
+    for row in table:
+        with Image.open(photos / "out" / row["file"]) as result:
+            assert result.size == (64, 64)
+            assert "trainedAlgorithmicMedia" in result.info["DigitalSourceType"]
+            assert is_marked_synthetic(np.asarray(result))
+        assert -1 < float(row["similarity_to_attributes"]) < 1
+    assert not (photos / "out" / "rejected.csv").exists()
+
+
+def test_identity_and_attributes_both_matter(photos: Path) -> None:
+    recombine("zoo:quickstart", photos, photos, photos / "out")
+    table = rows(photos / "out" / "results.csv")
+    assert len(table) == 9
+    faces = {(r["identity"], r["attributes"]): np.asarray(Image.open(photos / "out" / r["file"]), float) for r in table}
+    assert np.abs(faces["a-1", "a-1"] - faces["b-1", "a-1"]).mean() > 2
+    assert np.abs(faces["a-1", "a-1"] - faces["a-1", "b-1"]).mean() > 2
+
+
+def test_a_bad_photo_is_listed_and_does_not_end_the_run(photos: Path) -> None:
+    (photos / "a" / "empty.jpg").touch()
+    (photos / "a" / "notes.txt").write_text("not a photo")
+    Image.new("RGB", (200, 200), "grey").save(photos / "a" / "wall.png")
+    recombine("zoo:quickstart", photos / "a", photos / "b", photos / "out")
+    reasons = {Path(row["file"]).name: row["reason"] for row in rows(photos / "out" / "rejected.csv")}
+    assert set(reasons) == {"empty.jpg", "notes.txt", "wall.png"}
+    assert "no face" in reasons["wall.png"]
+    assert len(rows(photos / "out" / "results.csv")) == 2
+
+
+def test_no_usable_photo_is_an_error_that_names_the_option(photos: Path) -> None:
+    (photos / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"--attributes .*empty: no photo in it can be used"):
+        recombine("zoo:quickstart", photos / "a", photos / "empty", photos / "out")
+
+
+def test_without_alignment_the_middle_square_is_taken(photos: Path) -> None:
+    Image.new("RGB", (80, 64), "white").save(photos / "plain.png")
+    recombine("zoo:quickstart", photos / "a" / "1.png", photos / "plain.png", photos / "out", align=False)
+    assert len(rows(photos / "out" / "results.csv")) == 1
+
+
+def test_another_models_checkpoint_is_refused(photos: Path) -> None:
+    torch.save({"state_dict": {}, "recipe": {"class_path": "torch.nn.Linear"}}, photos / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"x\.ckpt"):
+        recombine(str(photos / "x.ckpt"), photos / "a", photos / "b", photos / "out")
