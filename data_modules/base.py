@@ -209,6 +209,8 @@ class FaceDataModule(pl.LightningDataModule):
                 csv.writer(file).writerows([Rejected._fields, *rejected])
         if stage == "fit":
             self._train_loader = self._train_state = None
+            if self.batch_transforms is not None and self.trainer is not None:
+                self.batch_transforms.to(self.trainer.strategy.root_device)
 
     def teardown(self, stage: str) -> None:
         """Stop the workers; `stage` is one of Lightning's."""
@@ -245,6 +247,10 @@ class FaceDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> list[FaceLoader]:
         """The loaders of EVALUATION_SETS, with the people to test on as the unseen ones."""
         return self._evaluation_loaders("test")
+
+    def predict_dataloader(self) -> list[FaceLoader]:
+        """The test's pairs: the loaders of the first two EVALUATION_SETS."""
+        return self.test_dataloader()[:2]
 
     def _evaluation_loaders(self, stage: str) -> list[FaceLoader]:
         images, split = self._faces.images, self._faces.split

@@ -79,7 +79,8 @@ def open_photo(path: Path, at_least: int | None = None) -> Image.Image:
                 raise PhotoError(f"too large: {image.width}x{image.height}, expected {MAX_PIXELS:,} pixels or fewer")
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except UnidentifiedImageError:
         raise PhotoError("not an image in a known format") from None
     except PhotoError:

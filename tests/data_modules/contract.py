@@ -134,6 +134,12 @@ class DataModuleContract:
                 assert self.person_of(data.paths[row]) != self.person_of(data.paths[partner])
                 assert partner not in train
 
+    def test_prediction_gets_the_tests_pairs(self, make: Make) -> None:
+        data = make(batch_size=5)
+        for predicted, tested in zip(data.predict_dataloader(), data.test_dataloader()[:2], strict=True):
+            assert len(predicted) == len(tested) > 0
+            assert all(map(same, predicted, tested))
+
     def test_an_epoch_visits_no_photo_twice(self, make: Make) -> None:
         data = make(batch_size=3)
         loader = data.train_dataloader()

@@ -220,6 +220,23 @@ def test_unlabelled_photos_only_train(make: Make, folder: Path, tmp_path: Path) 
             assert torch.equal(batch["partner"][unknown], batch["image"][unknown])
 
 
+def test_a_run_without_evaluation_people(make: Make) -> None:
+    """Nothing held out, nobody kept apart: the loaders are empty, and Lightning runs over them."""
+    data = make(val_identities=0, test_identities=0, held_out_photos=0)
+    assert data.num_identities == 6
+    assert len(data.split.train) == 24
+
+    class Evaluate(Count):
+        def validation_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+            raise AssertionError("there is nothing to validate on")
+
+    model = Evaluate()
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_steps=2, accelerator="cpu", enable_model_summary=False, val_check_interval=1, **options)
+    trainer.fit(model, data)
+    assert model.batches == 2
+
+
 def test_photos_may_lie_deeper(make: Make, folder: Path) -> None:
     (folder / "person_1" / "session" / "day").mkdir(parents=True)
     (folder / "person_1" / "1.png").rename(folder / "person_1" / "session" / "day" / "1.png")
