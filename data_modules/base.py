@@ -219,10 +219,10 @@ class FaceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches to train on."""
-        if self.trainer is not None and self.trainer.overfit_batches:
+        if overfit := getattr(self.trainer, "overfit_batches", 0):
             raise ValueError(
-                f"trainer.overfit_batches={self.trainer.overfit_batches} has no effect on this data: batches are drawn "
-                "anew in every epoch. To overfit, give a data set of a few photos"
+                f"trainer.overfit_batches={overfit} has no effect on this data: batches are drawn anew in every epoch. "
+                "To overfit, give a data set of a few photos"
             )
         faces = self._faces
         rank, world_size = self._place()

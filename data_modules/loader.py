@@ -141,6 +141,7 @@ class FaceLoader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # else each epoch draws a seed from the training's own random numbers
         )
 
     def __len__(self) -> int:
