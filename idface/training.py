@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -119,6 +120,7 @@ class TrainingCLI(LightningCLI):
             self._refuse("trainer.default_root_dir is the run folder. Say where runs go with --run.root.")
         experiment = options.run.name or self._experiment_name()
         checkpoint = options.ckpt_path = self._checkpoint(options.ckpt_path, Path(options.run.root), experiment)
+        self.loops = self._read_loops(checkpoint) if checkpoint else {}
         run = run_of(Path(checkpoint)) if checkpoint else None
         if run and self.subcommand == "fit" and options.run.name not in (None, run.parent.name):
             run = None  # another experiment goes on from this checkpoint, in a run of its own
@@ -142,9 +144,19 @@ class TrainingCLI(LightningCLI):
                 f"this model is not trained. Give --ckpt_path a path, or 'last' or 'best' for those of the newest run "
                 f"in '{root / experiment}'."
             )
-        if path is not None and not Path(path).exists():
+        if path is not None and not Path(path).is_file():
             self._refuse(f"--ckpt_path: {missing_path(Path(path))}")
         return path
+
+    def _read_loops(self, path: str) -> dict[str, Any]:
+        """The states of Lightning's loops in a checkpoint; what is no checkpoint is refused."""
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            self._refuse(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {str(error).partition(chr(10))[0]}")
+        if not isinstance(content, dict) or "state_dict" not in content:
+            self._refuse(f"--ckpt_path: '{path}' is no checkpoint of `lightning fit`: it has no state_dict.")
+        return dict(content.get("loops", {}))
 
     def _refuse(self, message: str) -> NoReturn:
         parser = cast(RunParser, self._parser(self.subcommand))
@@ -198,9 +210,8 @@ class TrainingCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Take the count of batches over from the checkpoint, so that a test's figures stand at the model's step."""
-        loops = torch.load(self.options.ckpt_path, map_location="cpu", mmap=True, weights_only=True).get("loops", {})
-        if "fit_loop" in loops:
-            self.trainer.fit_loop.load_state_dict(loops["fit_loop"])
+        if "fit_loop" in self.loops:
+            self.trainer.fit_loop.load_state_dict(self.loops["fit_loop"])
 
     before_test = before_predict = before_validate
 

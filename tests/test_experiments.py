@@ -2,13 +2,18 @@
 
 import csv
 import inspect
+import os
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 import yaml
 
+from idface.checkpoints import load_model
 from idface.cli import lightning
 from idface.names import class_path
 
@@ -40,10 +45,13 @@ def load(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
+def name_of_model(configs: list[Path]) -> str:
+    return next(name for path in reversed(configs) if (name := load(path).get("model", {}).get("class_path")))
+
+
 def small(configs: list[Path], face_folder: Path, folder: Path) -> Path:
     """A last --config that makes what the others describe small and short."""
-    name = next(name for path in reversed(configs) if (name := load(path).get("model", {}).get("class_path")))
-    arguments = inspect.signature(pkgutil.resolve_name(class_path(name))).parameters
+    arguments = inspect.signature(pkgutil.resolve_name(class_path(name_of_model(configs)))).parameters
     data = {**SMALL_DATA, "root": str(face_folder), "cache_dir": str(folder / "cache")}
     config = {
         "model": {"init_args": {key: value for key, value in SMALL_MODEL.items() if key in arguments}},
@@ -61,6 +69,16 @@ def metrics(path: Path) -> set[str]:
         return {name for row in csv.DictReader(file) for name, value in row.items() if value}
 
 
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A current folder of its own; the environment and the process group of `ddp` do not outlast a test."""
+    monkeypatch.chdir(tmp_path)
+    with mock.patch.dict(os.environ, {"WANDB_MODE": "disabled"}):
+        yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def test_recipes_are_found() -> None:
     assert {"quickstart", "ipgan"} <= {path.stem for path in RECIPES}
     assert {"cpu", "one_gpu", "ddp"} <= {path.stem for path in OVERLAYS}
@@ -71,18 +89,16 @@ def test_recipes_are_found() -> None:
     [[path] for path in RECIPES] + [[recipe_of(path), path] for path in OVERLAYS],
     ids=lambda configs: "+".join(path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in configs),
 )
-def test_fit_and_test(configs: list[Path], face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "IDFACE_RUN_FOLDER", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
-        monkeypatch.setenv(name, "0")
-        monkeypatch.delenv(name)
+def test_fit_and_test(configs: list[Path], face_folder: Path, tmp_path: Path) -> None:
     arguments = [word for path in (*configs, small(configs, face_folder, tmp_path)) for word in ("--config", str(path))]
 
     lightning(["fit", *arguments])
     run = tmp_path / "runs" / configs[0].stem / "0"
     assert (run / "config.yaml").is_file()
     assert any(name.startswith("train/loss/") for name in metrics(run / "fit/metrics.csv"))
+
+    model = load_model(str(run / "checkpoints/last.ckpt"))  # its recipe suffices to use it
+    assert type(model).__name__ == name_of_model(configs).rsplit(".", 1)[-1]
 
     lightning(["test", *arguments, "--ckpt_path", "last"])
     assert any(name.startswith("test/identity/") for name in metrics(run / "test/metrics.csv"))
