@@ -144,7 +144,7 @@ class FaceDetector:
             images: RGB photos, each (H, W, 3) uint8; sizes may differ, equal ones are batched.
 
         Returns:
-            For each photo the (5, 2) float32 landmarks of its largest face in pixels of the photo, in the
+            For each photo the (5, 2) float32 landmarks of its main face in pixels of the photo, in the
             order of `LANDMARKS`, or None where no face was found.
 
         Raises:
@@ -189,24 +189,25 @@ class FaceDetector:
     def _landmarks(self, pictures: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32] | None]:
         """MTCNN over (B, H, W, 3) uint8: the landmarks of each picture's main face, in its pixels."""
         try:
-            _, probabilities, landmarks = self._mtcnn.detect(pictures, landmarks=True)
+            boxes, probabilities, landmarks = self._mtcnn.detect(pictures, landmarks=True)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError, ValueError):
-            # facenet-pytorch stumbles when a candidate box lies wholly outside its picture. Find the
-            # picture; it has no face.
+            # facenet-pytorch stumbles over a picture smaller than the least face, and when every candidate box lies
+            # outside its picture. Find the picture; it has no face.
             if len(pictures) == 1:
                 return [None]
             return [self._landmarks(picture[None])[0] for picture in pictures]
         return [
-            None if points is None else self._main_face(np.asarray(sure, np.float32), np.asarray(points, np.float32))
-            for sure, points in zip(probabilities, landmarks, strict=True)
+            None if points is None else points[self._main_face(box, sure, pictures.shape[2:0:-1])].astype(np.float32)
+            for box, sure, points in zip(boxes, probabilities, landmarks, strict=True)
         ]
 
-    def _main_face(
-        self, probabilities: npt.NDArray[np.float32], landmarks: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        """The largest face (MTCNN sorts by size) among those beyond doubt; the most probable if all are doubtful."""
-        sure = np.flatnonzero(probabilities >= self.SURE)
-        chosen = sure[0] if len(sure) else probabilities.argmax()
-        return landmarks[chosen]
+    def _main_face(self, boxes: npt.ArrayLike, probabilities: npt.ArrayLike, size: tuple[int, ...]) -> int:
+        """Which of the faces found, boxes (N, 4), in a picture of size (width, height) is the one that it shows."""
+        corners, sure = np.asarray(boxes, np.float64).reshape(-1, 2, 2), np.asarray(probabilities, np.float64)
+        if not (sure >= self.SURE).any():
+            return int(sure.argmax())
+        off_centre = np.square(corners.mean(1) - (np.array(size) - 1) / 2).sum(1)
+        weight = np.prod(corners[:, 1] - corners[:, 0], axis=1) - 2 * off_centre
+        return int(np.where(sure >= self.SURE, weight, -np.inf).argmax())

@@ -43,7 +43,7 @@ def read_pairs(file: Path) -> tuple[list[tuple[Photo, Photo]], np.ndarray]:
 
 
 def verify_on_lfw(recognizer: Recognizer, folder: Path, size: int = 150) -> tuple[Verification, int]:
-    """LFW's protocol (view 2, unrestricted with labelled outside data): the threshold of each fold from the nine others.
+    """LFW's protocol (view 2, labelled outside data): each fold is judged by the threshold of the nine others.
 
     Args:
         recognizer: the network to measure.

@@ -133,14 +133,23 @@ def test_detector_finds_faces_of_any_size_and_says_where_there_is_none() -> None
     np.testing.assert_allclose((large + 0.5 - (200, 300)) / 8 - 0.5, points[20], atol=1.5)
 
 
-def test_detector_takes_the_largest_face() -> None:
+def test_detector_takes_the_large_face_in_the_middle() -> None:
     photos = orl.photos()
+    aside, middle = photos[0], cv2.resize(photos[30], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     canvas = np.full((240, 400, 3), 128, np.uint8)
-    canvas[20:132, 10:102] = photos[0]
-    canvas[8:232, 200:384] = cv2.resize(photos[30], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    canvas[20:132, 10:102] = aside
+    canvas[8:232, 110:294] = middle
     (points,) = FaceDetector().detect([canvas])
     assert points is not None
-    assert (points[:, 0] > 200).all()
+    assert (points[:, 0] > 110).all()
+
+    # Somewhat larger, but at the edge: somebody who passes by.
+    canvas = np.full((300, 500, 3), 128, np.uint8)
+    canvas[60:228, 181:319] = cv2.resize(photos[30], (138, 168), interpolation=cv2.INTER_CUBIC)
+    canvas[60:254, 0:159] = cv2.resize(photos[0], (159, 194), interpolation=cv2.INTER_CUBIC)
+    (points,) = FaceDetector().detect([canvas])
+    assert points is not None
+    assert (points[:, 0] > 181).all()
 
 
 def test_one_picture_that_mtcnn_stumbles_over_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_flips_are_averaged(weights: Path) -> None:
     framed = one.warp(image)
     (*_, (_, raw)), (*_, (_, mirrored)) = one.network.stages(framed), one.network.stages(framed.flip(-1))
     torch.testing.assert_close(both.features(image, ["raw"])["raw"], (raw + mirrored) / 2)
-    assert (both(image) - one(image)).norm(dim=1).min() > 1e-3
+    assert (both(image) - one(image)).norm(dim=1).min() > 1e-4
     assert both.name != one.name  # their distances differ, and so do their thresholds
 
 
