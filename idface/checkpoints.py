@@ -3,7 +3,6 @@
 import json
 import pickle
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from idface import zoo
 from idface.modules.base import FaceModule
-from idface.names import did_you_mean, nearest, nearest_path
-
-ZOO = "zoo:"
-"""What the name of kept weights that come with the project begins with."""
+from idface.names import did_you_mean, nearest_path
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be found, read, or made a model of; the message says what to do."""
-
-
-def zoo_names() -> list[str]:
-    """Names of the weights that come with the project, each to be used as `zoo:NAME`."""
-    return sorted(
-        Path(entry.name).stem for entry in files("idface.zoo").iterdir() if entry.name.endswith(".safetensors")
-    )
 
 
 def find_checkpoint(checkpoint: str) -> Path:
@@ -36,14 +26,11 @@ def find_checkpoint(checkpoint: str) -> Path:
     Raises:
         CheckpointError: there is none; names the nearest that there is.
     """
-    if checkpoint.startswith(ZOO):
-        name, names = checkpoint.removeprefix(ZOO), zoo_names()
-        if name not in names:
-            guess = nearest(name, names)
-            raise CheckpointError(
-                f"the zoo has no '{name}'.{did_you_mean(guess and ZOO + guess)} It has: {', '.join(names) or 'nothing'}"
-            )
-        return Path(str(files("idface.zoo") / f"{name}.safetensors"))
+    if checkpoint.startswith(zoo.PREFIX):
+        try:
+            return zoo.zoo_file(checkpoint.removeprefix(zoo.PREFIX))
+        except FileNotFoundError as error:
+            raise CheckpointError(str(error)) from None
     path = Path(checkpoint)
     if not path.is_file():
         raise CheckpointError(

@@ -6,8 +6,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from idface.checkpoints import CheckpointError, export_weights, find_checkpoint, load_model, zoo_names
+from idface.checkpoints import CheckpointError, export_weights, find_checkpoint, load_model
 from idface.modules.ipgan import OpenSetIPGAN
+from idface.zoo import zoo_names
 from tests.modules.helpers import Batches, adam, small_data, small_ipgan, trainer
 
 RECIPE = {

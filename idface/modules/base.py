@@ -47,7 +47,7 @@ class FaceModule(LightningModule, ABC):
     """
 
     gradient_fingerprints: frozenset[str] = frozenset()
-    """Fingerprints of the recognisers through which a loss flows, as they were at the start: none of these may judge."""
+    """Fingerprints of the recognisers through which a loss flows, as they were at the start: none of them may judge."""
 
     recipe: dict[str, Any] | None = None
     """Class path and arguments that make this module anew; set by the command line and kept in checkpoints."""
@@ -64,9 +64,7 @@ class FaceModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if not 0 <= ema_decay < 1:
-            raise ValueError(
-                f"ema_decay is {ema_decay}; expected at least 0 and below 1; 0.999 is usual"
-            )
+            raise ValueError(f"ema_decay is {ema_decay}; expected at least 0 and below 1; 0.999 is usual")
         if gradient_clip is not None and gradient_clip <= 0:
             raise ValueError(f"gradient_clip is {gradient_clip}; expected a positive norm, or null for no clipping")
         self.automatic_optimization = False
@@ -261,7 +259,7 @@ class FaceModule(LightningModule, ABC):
         return network
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save a diverged model; keep the recipe; leave out frozen recognisers, which have their own files."""
+        """Refuse to save a diverged model; add the recipe; leave out frozen recognisers, which have their own files."""
         self.check_finite()
         checkpoint["recipe"] = self.recipe
         checkpoint["state_dict"] = {

@@ -21,7 +21,9 @@ def stage_widths(image_size: int, width: int) -> list[int]:
     """
     stages = math.log2(image_size / BOTTOM) if image_size > 0 else 0.0
     if stages < 1 or stages != int(stages):
-        raise ValueError(f"image_size is {image_size}; these networks halve it down to 4: use 8, 16, 32, 64, 128 or 256")
+        raise ValueError(
+            f"image_size is {image_size}; these networks halve it down to 4: use 8, 16, 32, 64, 128 or 256"
+        )
     if width < 1:
         raise ValueError(f"width is {width}; it counts channels and must be at least 1")
     return [width * min(2**stage, 8) for stage in range(int(stages))]
