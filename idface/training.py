@@ -31,6 +31,7 @@ _PARSER_MODE = "idface"
 # advertisements, a deprecation inside Lightning, and what is no surprise when a run goes on
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
+warnings.filterwarnings("ignore", "Found .* in eval mode")  # recognisers and moving averages are
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 # YAML, in which `class_path: OpenSetIPGAN` is enough
@@ -98,6 +99,12 @@ class TrainingCLI(LightningCLI):
         )
         parser.link_arguments("data.num_identities", "model.init_args.num_identities", apply_on="instantiate")
         parser.link_arguments("data.init_args.image_size", "model.init_args.image_size")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # Lightning's table repeats every figure for each loader
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with short class names also on the command line."""

@@ -8,16 +8,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from data_modules.batch import EVALUATION_SETS, FaceBatch
 from idface.loggers import log_images
 from idface.modules.base import FaceModule
+from idface.pictures import mark_synthetic, save_synthetic, to_picture
 from idface.report.page import SUMMARY, write_report
 from idface.run import run_folder
 
 
 class RunReport(Callback):
-    """Logs the model's sample grids at each validation, and writes `summary.json` and the HTML page after a test."""
+    """Logs the model's sample grids at each validation, writes `summary.json` and the HTML page after a test, and
+    the faces that a prediction makes.
+    """
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -31,6 +36,8 @@ class RunReport(Callback):
         """Log the grids of this validation."""
         if not trainer.sanity_checking:
             self._log_grids(trainer, pl_module, "val")
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            _print_figures(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note how long training took, validation included, and on what."""
@@ -62,7 +69,24 @@ class RunReport(Callback):
             test["judge"] = pl_module.judge_report()
         _update_summary(trainer, {"test": test})
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _print_figures(trainer)
             rank_zero_info(f"Report: {write_report(run_folder(trainer)).absolute()}")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: FaceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write generated faces as `samples/predict/<set>/<photo>-<partner>.png`, by their rows in the data set."""
+        folder = run_folder(trainer) / "samples" / "predict" / EVALUATION_SETS[dataloader_idx]
+        recipe = {"model": getattr(pl_module, "recipe", None), "checkpoint": str(trainer.ckpt_path)}
+        sources = zip(batch["index"].tolist(), batch["partner_index"].tolist(), strict=True)
+        for face, (index, partner) in zip(to_picture(outputs), sources, strict=True):
+            save_synthetic(mark_synthetic(face), folder / f"{index:06d}-{partner:06d}.png", recipe)
 
     @staticmethod
     @rank_zero_only
@@ -70,6 +94,11 @@ class RunReport(Callback):
         if isinstance(pl_module, FaceModule):
             for name, picture in pl_module.sample_grids().items():
                 log_images(trainer, f"{stage}/{name}", picture, pl_module.recipe)
+
+
+def _print_figures(trainer: Trainer) -> None:
+    for name, value in sorted(trainer.callback_metrics.items()):
+        rank_zero_info(f"{name:48} {float(value):9.4f}")
 
 
 @rank_zero_only
