@@ -28,10 +28,11 @@ from idface.run import CHECKPOINTS, RunNotFound, find_checkpoint, new_run, new_s
 _RUN_FOLDER = "IDFACE_RUN_FOLDER"  # how rank zero tells the processes that Lightning launches for other ranks
 _PARSER_MODE = "idface"
 
-# advertisements, a deprecation inside Lightning, and what is no surprise when a run goes on
+# advertisements, a deprecation inside Lightning, and what is meant to be: frozen recognisers, runs that go on
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
 warnings.filterwarnings("ignore", "Found .* in eval mode")  # recognisers and moving averages are
+warnings.filterwarnings("ignore", r"Found .* module\(s\) in eval mode at the start of training")
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 # YAML, in which `class_path: OpenSetIPGAN` is enough

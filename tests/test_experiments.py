@@ -29,7 +29,6 @@ SHORT = {
     "log_every_n_steps": 1,
     "accelerator": "cpu",
     "devices": 1,
-    "enable_progress_bar": False,
     "enable_model_summary": False,
 }
 
