@@ -55,7 +55,15 @@ class WandbLogger(loggers.WandbLogger):
         group: str | None = None,
         tags: list[str] | None = None,
     ) -> None:
-        super().__init__(name=name, save_dir=save_dir or ".", project=project, entity=entity, group=group, tags=tags)
+        super().__init__(
+            name=name,
+            save_dir=save_dir or ".",
+            project=project,
+            entity=entity,
+            group=group,
+            tags=tags,
+            settings={"quiet": True},  # says where the files are, and leaves the figures to the files
+        )
         del self._wandb_init["anonymous"]  # Lightning passes it on, W&B warns of it
         self.placed = save_dir is not None
 
