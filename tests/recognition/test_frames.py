@@ -9,17 +9,19 @@ TURNED = np.array([(0.30, 0.40), (0.68, 0.30), (0.53, 0.53), (0.42, 0.76), (0.72
 
 
 def blobs(size: int) -> Tensor:
-    """A picture for each landmark of the template, (5, 1, size, size): a bright spot where it lies."""
+    """A picture for each landmark of the template, (5, 1, size, size): white where it lies."""
     centres = torch.arange(size).add(0.5) / size
     x, y = torch.from_numpy(FACE_TEMPLATE).T[..., None]
-    return (torch.exp(-200 * (centres - x).square())[:, None] * torch.exp(-200 * (centres - y).square())[..., None])[
+    spots = (torch.exp(-200 * (centres - x).square())[:, None] * torch.exp(-200 * (centres - y).square())[..., None])[
         :, None
     ]
+    return 2 * spots - 1
 
 
 def centroids(pictures: Tensor) -> np.ndarray:
     size = pictures.shape[-1]
     centres = torch.arange(size).add(0.5) / size
+    pictures = pictures + 1
     mass = pictures.sum((1, 2, 3))
     x, y = (pictures.sum((1, 2)) @ centres) / mass, (pictures.sum((1, 3)) @ centres) / mass
     return torch.stack([x, y], 1).numpy()
@@ -38,6 +40,14 @@ def test_the_identity_changes_nothing() -> None:
     torch.testing.assert_close(warp(image), image, atol=1e-5, rtol=0)
 
 
+def test_outside_is_black() -> None:
+    warp = FrameWarp(np.array([[0.5, 0, 0.25], [0, 0.5, 0.25]]), 100)
+    warped = warp(torch.ones(1, 3, 50, 50))
+    assert (warped[..., 30:70, 30:70] == 1).all()
+    assert (warped[..., :20, :] == -1).all()
+    assert (warped[..., 80:] == -1).all()
+
+
 def test_a_stretch_differs_by_axis() -> None:
     warp = FrameWarp(np.array([[1.2, 0, -0.1], [0, 0.9, 0.05]]), 160)
     np.testing.assert_allclose(centroids(warp(blobs(128))), FACE_TEMPLATE * (1.2, 0.9) + (-0.1, 0.05), atol=2e-3)
@@ -46,7 +56,7 @@ def test_a_stretch_differs_by_axis() -> None:
 def test_fine_patterns_do_not_alias() -> None:
     board = torch.zeros(1, 1, 512, 512)
     board[..., ::2, ::2] = board[..., 1::2, 1::2] = 1
-    warped = FrameWarp(fit_similarity(FACE_TEMPLATE, TURNED), 112)(board)[..., 8:-8, 8:-8]
+    warped = FrameWarp(fit_similarity(FACE_TEMPLATE, TURNED), 112)(board)[..., 30:-30, 30:-30]
     assert warped.std() < 0.02
 
 

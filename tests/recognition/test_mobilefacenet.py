@@ -54,10 +54,10 @@ def test_the_face_lies_where_arcface_puts_it(weights: Path) -> None:
     """White spots at the landmarks of the common frame come out at ArcFace's five points."""
     recognizer = MobileFaceNet(weights)
     size = 224
-    pictures = torch.zeros(5, 1, size, size)
+    pictures = torch.full((5, 1, size, size), -1.0)
     for picture, (x, y) in zip(pictures, FACE_TEMPLATE * size, strict=True):
         picture[0, round(y - 5) : round(y + 5), round(x - 5) : round(x + 5)] = 1
-    framed = recognizer.warp(pictures)[:, 0]
+    framed = recognizer.warp(pictures)[:, 0] + 1
     pixels = torch.arange(112.0)
     mass = framed.sum((1, 2))
     found = torch.stack([framed.sum(1) @ pixels / mass, framed.sum(2) @ pixels / mass], 1).numpy()
