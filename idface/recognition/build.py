@@ -2,14 +2,14 @@
 
 from idface.recognition.base import Recognizer
 
-KINDS = "dlib, facenet:vggface2, facenet:casia-webface, mobilefacenet:FILE"
+KINDS = "dlib, facenet:vggface2, facenet:casia-webface, mobilefacenet:FILE, mobilefacenet+flip:FILE"
 
 
 def build_recognizer(name: str) -> Recognizer:
     """Build a recogniser.
 
     Args:
-        name: one of `KINDS`; MobileFaceNet averages both flips.
+        name: one of `KINDS`.
 
     Raises:
         ValueError: unknown name.
@@ -25,8 +25,8 @@ def build_recognizer(name: str) -> Recognizer:
             from idface.recognition.facenet import FaceNet
 
             return FaceNet(detail)
-        case "mobilefacenet", file if file:
+        case "mobilefacenet" | "mobilefacenet+flip", file if file:
             from idface.recognition.mobilefacenet import MobileFaceNet
 
-            return MobileFaceNet(file, flip=True)
+            return MobileFaceNet(file, flip=kind.endswith("+flip"))
     raise ValueError(f"There is no recogniser {name!r}; give one of {KINDS}")

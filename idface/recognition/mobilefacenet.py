@@ -24,6 +24,9 @@ class MobileFaceNet(Recognizer):
 
     Chen et al. 2018, "MobileFaceNets: efficient CNNs for accurate real-time face verification on mobile devices".
 
+    Its training pictures show more of the forehead than the aligned frame; what is missing is black, which costs little
+    (`frames.FrameWarp`).
+
     Args:
         weights: file of weights, names as in the project arcface-pytorch (`arcface.conv1.conv.weight`, ...; the prefix
             may be missing, a classification head is ignored).
@@ -40,7 +43,7 @@ class MobileFaceNet(Recognizer):
 
     def __init__(self, weights: str | Path, flip: bool = False) -> None:
         super().__init__()
-        self.name = "mobilefacenet, both flips" if flip else "mobilefacenet"
+        self.name = "mobilefacenet+flip" if flip else "mobilefacenet"
         self.flip = flip
         path = Path(weights)
         state = {name.removeprefix("arcface."): value for name, value in read_state_dict(path).items()}
