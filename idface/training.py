@@ -13,11 +13,12 @@ import torch
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from idface.callbacks.progress import TrainingProgress
 from idface.callbacks.save_config import SaveRunConfig
 from idface.callbacks.step_count import StepCount
 from idface.errors import explain, missing_path
@@ -184,6 +185,11 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with all that it writes inside the run folder."""
+        configured = self._get(self.config_init, "trainer.callbacks", default=None) or []
+        if self.options.trainer.enable_progress_bar is not False and not any(
+            isinstance(callback, ProgressBar) for callback in configured
+        ):
+            self.trainer_defaults["callbacks"].append(TrainingProgress())
         if self.options.trainer.fast_dev_run:  # leaves nothing behind
             return super().instantiate_trainer(default_root_dir=mkdtemp(prefix="idface-"), **kwargs)
         run, stage = self._folders()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.prints import rank_zero_warn
 
 
 class RecombinationIdentity(Metric):
@@ -56,18 +57,20 @@ class RecombinationIdentity(Metric):
         self.gallery_identity.append(identity)
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures listed above, float32 scalars.
+        """The figures listed above, float32 scalars; not a number where nothing was there to judge.
 
-        Raises:
-            ValueError: if a result's person has no photo in the gallery, or more than one.
+        Results whose person has not exactly one gallery photo are left out, with a warning: an evaluation of part of
+        the data (`limit_val_batches`) cuts the gallery short.
         """
         result, source = dim_zero_cat(self.result), dim_zero_cat(self.source)
         attributes, identity = dim_zero_cat(self.attributes), dim_zero_cat(self.identity)
         gallery, gallery_identity = dim_zero_cat(self.gallery), dim_zero_cat(self.gallery_identity)
         own = identity[:, None] == gallery_identity[None, :]  # (N, G)
-        if not bool((own.sum(1) == 1).all()):
-            missing = identity[own.sum(1) != 1].unique().tolist()
-            raise ValueError(f"people {missing} need exactly one gallery photo each; add them with update_gallery")
+        kept = own.sum(1) == 1
+        if not bool(kept.all()):
+            missing = identity[~kept].unique().tolist()
+            rank_zero_warn(f"results of people {missing} are left out: each needs exactly one gallery photo")
+            result, source, attributes, identity, own = (t[kept] for t in (result, source, attributes, identity, own))
         to_source = (result * source).sum(1)
         to_attributes = (result * attributes).sum(1)
 

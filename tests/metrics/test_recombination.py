@@ -56,9 +56,15 @@ def test_a_copy_of_the_source_is_perfect_and_a_copy_of_the_attribute_photo_is_no
     assert fill(RecombinationIdentity(), vectors | {"result": vectors["attributes"]}, parts=2)["nearer_to_source"] == 0
 
 
-def test_a_person_without_a_gallery_photo_is_an_error(vectors: dict[str, Tensor]) -> None:
-    metric = RecombinationIdentity()
-    metric.update_gallery(vectors["gallery"][:3], torch.arange(3))
-    metric.update(*(vectors[name] for name in ("result", "source", "attributes", "identity")))
-    with pytest.raises(ValueError, match=r"people \[3\] need exactly one gallery photo"):
-        metric.compute()
+def test_a_person_without_a_gallery_photo_is_left_out_and_named(vectors: dict[str, Tensor]) -> None:
+    whole, cut = RecombinationIdentity(), RecombinationIdentity()
+    keep = vectors["identity"] < 3
+    names = ("result", "source", "attributes", "identity")
+    for metric in (whole, cut):
+        metric.update_gallery(vectors["gallery"][:3], torch.arange(3))
+    whole.update(*(vectors[name] for name in names))
+    cut.update(*(vectors[name][keep] for name in names))
+    with pytest.warns(UserWarning, match=r"people \[3\] are left out"):
+        figures = whole.compute()
+    assert figures == cut.compute()
+    assert figures["results"] == 9
