@@ -91,12 +91,17 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
     Args:
         checkpoint: path of a `.ckpt` or `.safetensors` file, or `zoo:NAME`.
         out: the file to write; folders are made.
-        half: store float16. The weights of these networks lie well inside its range, and the faces differ by less than
-            a grey level.
+        half: store float16 instead of float32. The weights lie well inside its range, and the faces differ by less
+            than a grey level.
 
     Returns:
         `out`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is damaged, or `out` has another suffix than `.safetensors`.
     """
+    if out.suffix != ".safetensors":
+        raise CheckpointError(f"--out {out}: weights are kept as safetensors; call the file {out.stem}.safetensors")
     path = find_checkpoint(checkpoint)
     recipe, weights = _read(path)
     kept = {

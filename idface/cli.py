@@ -90,6 +90,16 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=_run, metavar="RUN", help="a run folder, or an experiment's for its newest run")
     report.set_defaults(run=_report)
 
+    export = verbs.add_parser(
+        "export", help="keep what a checkpoint needs to generate, as safetensors", allow_abbrev=False
+    )
+    export.add_argument("--checkpoint", required=True, metavar="CKPT", help="a checkpoint's path, or zoo:NAME")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    export.add_argument(
+        "--half", action=argparse.BooleanOptionalAction, default=True, help="store float16: less than a grey level off"
+    )
+    export.set_defaults(run=_export)
+
     completion = verbs.add_parser("completion", help='for bash and zsh: eval "$(idface completion)"')
     completion.set_defaults(run=lambda _: print(_completion_script(verbs.choices)))
 
@@ -108,6 +118,12 @@ def _report(options: argparse.Namespace) -> None:
     from idface.report.page import write_report
 
     print(write_report(options.folder))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from idface.checkpoints import export_weights
+
+    print(export_weights(options.checkpoint, options.out, half=options.half))
 
 
 def _existing(text: str) -> Path:

@@ -56,7 +56,7 @@ class OpenSetIPGAN(FaceModule):
     Args:
         num_identities: people in the training set; the command line takes it from the data.
         image_size: side of the images in pixels, a power of two; the paper's is 128.
-        width: channels of the first VGG stage (64 in VGG) for I, C, A and G.
+        width: channels of the first VGG stage (64 in VGG) for I, C, A and, at its end, G. Multiples of 16 run faster.
         discriminator_width: channels of D's first stage (64 in DCGAN).
         convolutions: 3x3 convolutions a VGG stage.
         attribute_dim: J, length of f_A; the paper does not give it.

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from data_modules.batch import FaceBatch
+from idface.callbacks.checkpoint import RunCheckpoint
 from idface.modules.base import FaceModule, TrainingDiverged
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.recognition.dlib_resnet import DlibResNet
@@ -250,3 +251,12 @@ def test_a_recogniser_as_classifier_is_left_alone_or_tuned() -> None:
         assert bool(moved) == fine_tune
         assert ("identity" in model.phases) == fine_tune
         assert ("classifier" in model.averaged) == fine_tune
+
+
+def test_the_last_checkpoint_is_of_the_last_batch_even_between_two_intervals(tmp_path: Path) -> None:
+    keep = RunCheckpoint(tmp_path, every_n_train_steps=2, save_last=True)
+    model = small_ipgan(num_identities=32, optimizer=adam)
+    trainer(3, tmp_path, callbacks=[keep], enable_checkpointing=True).fit(model, small_data())
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 3
+    assert not changed(content["state_dict"], snapshot(model))
