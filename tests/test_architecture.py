@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "idface.protocols": FOUNDATION | BUILDING_BLOCKS | TOOLS | MODELS | {"data_modules"},
     "idface.app": FOUNDATION | BUILDING_BLOCKS | TOOLS | MODELS | {"data_modules", "idface.protocols"},
     "idface.training": FOUNDATION | OBSERVERS | {"idface.errors"},
-    "idface.cli": FOUNDATION | {"idface.errors", "idface.training", "idface.protocols", "idface.report", "idface.app"},
+    "idface.cli": FOUNDATION
+    | {"idface.errors", "idface.training", "idface.protocols", "idface.report", "idface.app", "idface.checkpoints"},
     "idface.__main__": {"idface.cli"},
 }
 

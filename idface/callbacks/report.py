@@ -61,6 +61,7 @@ class RunReport(Callback):
         self._log_grids(trainer, pl_module, "test")
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         test: dict[str, Any] = {
+            "step": trainer.global_step,
             "metrics": metrics,
             "checkpoint": str(trainer.ckpt_path),
             "data": _data_summary(trainer),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._functorch.config  # not loaded by torch itself
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -208,13 +209,16 @@ class FaceModule(LightningModule, ABC):
         bad = [name for name, finite in self._finite.items() if not finite]
         self._finite = {}
         if bad:
-            callback = self.trainer.checkpoint_callback
-            last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-            raise TrainingDiverged(
-                f"the loss of phase {', '.join(map(repr, bad))} became NaN or infinite by batch {self.iteration}. "
-                f"Last good checkpoint: {last or 'none was written yet'}. "
-                "Lower the learning rate or set --model.gradient_clip, then resume with --ckpt_path."
-            )
+            raise TrainingDiverged(self._divergence(f"the loss of phase {', '.join(map(repr, bad))}"))
+
+    def _divergence(self, what: str) -> str:
+        callback = self.trainer.checkpoint_callback
+        last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+        return (
+            f"{what} became NaN or infinite by batch {self.iteration}. "
+            f"Last good checkpoint: {last or 'none was written yet'}. "
+            "Lower the learning rate or set --model.gradient_clip, then resume with --ckpt_path."
+        )
 
     def _noise_seed(self) -> int:
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
@@ -261,24 +265,46 @@ class FaceModule(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save a diverged model; add the recipe; leave out frozen recognisers, which have their own files."""
         self.check_finite()
+        frozen = self._frozen_recognizers()
+        state = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(tuple(frozen))}
+        # a gradient can be NaN where the loss was not: the weights then are, before any loss shows it
+        bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        if bad:
+            raise TrainingDiverged(self._divergence(f"{len(bad)} tensors of the model, {bad[0]} among them,"))
+        checkpoint["state_dict"] = state
         checkpoint["recipe"] = self.recipe
-        checkpoint["state_dict"] = {
-            key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(self._frozen_prefixes())
-        }
+        checkpoint["gradient_fingerprints"] = sorted(self.gradient_fingerprints)
+        checkpoint["frozen_fingerprints"] = {prefix: network.fingerprint() for prefix, network in frozen.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen recognisers' weights, which checkpoints leave out, beside the loaded ones."""
-        frozen = {key: value for key, value in self.state_dict().items() if key.startswith(self._frozen_prefixes())}
-        checkpoint["state_dict"] |= frozen
+        """Put the frozen recognisers' weights, which checkpoints leave out, beside the loaded ones.
 
-    def _frozen_prefixes(self) -> tuple[str, ...]:
-        return tuple(
-            f"{name}."
+        Raises:
+            ValueError: a recogniser that the model was trained with is another one now. The judge may change; one that
+                was a loss at any time stays reported as such.
+        """
+        self.gradient_fingerprints |= frozenset(checkpoint.get("gradient_fingerprints", ()))
+        frozen = self._frozen_recognizers()
+        for prefix, fingerprint in checkpoint.get("frozen_fingerprints", {}).items():
+            if prefix != "judge." and (prefix not in frozen or frozen[prefix].fingerprint() != fingerprint):
+                raise ValueError(
+                    f"the checkpoint was trained with other weights ({fingerprint}) as {prefix.rstrip('.')}: "
+                    "give the recogniser that it was trained with"
+                )
+        own = (
+            {key: value for key, value in self.state_dict().items() if key.startswith(tuple(frozen))} if frozen else {}
+        )
+        checkpoint["state_dict"] |= own
+
+    def _frozen_recognizers(self) -> dict[str, Recognizer]:
+        """The recognisers that do not learn, by the prefix of their keys in the state dict."""
+        return {
+            f"{name}.": module
             for name, module in self.named_modules()
             if isinstance(module, Recognizer)
             and not name.startswith("ema.")
             and not any(parameter.requires_grad for parameter in module.parameters())
-        )
+        }
 
 
 @contextmanager

@@ -70,10 +70,13 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         _write_csv(out / "rejected.csv", ("file", "reason"), rejected)
         log.warning("%d photos cannot be used; see %s", len(rejected), out / "rejected.csv")
 
+    judge = model.judge_report()
+    if not judge["independent"]:
+        log.warning("%s was a loss of this model: its similarities do not tell whose face it is", judge["name"])
     recipe = {"checkpoint": checkpoint, "identity": str(identity), "attributes": str(attributes), "align": align}
     columns = targets.tensor(device)
     shown: list[Picture] = []
-    rows: list[tuple[str, str, str, str, str]] = []
+    rows: list[tuple[object, ...]] = []
     for name, row in zip(track(sources.names, "Recombining", transient=True), sources.tensor(device), strict=True):
         results = _recombine_row(model, row, columns)
         if len(shown) < GRID_LIMIT:
@@ -84,8 +87,9 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         ):
             file = f"results/{name}--{target}.png"
             save_synthetic(mark_synthetic(picture), out / file, recipe | {"sources": [name, target]})
-            rows.append((name, target, file, to_identity, to_attributes))
-    header = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
+            rows.append((name, target, file, to_identity, to_attributes, judge["name"] or "", judge["independent"]))
+    header: tuple[str, ...] = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
+    header += ("judge", "judge_is_independent")
     _write_csv(out / "results.csv", header, rows)
     grid = recombination_grid(sources.pictures[:GRID_LIMIT], targets.pictures[:GRID_LIMIT], np.stack(shown))
     save_synthetic(grid, out / "grid.png", recipe)
@@ -136,7 +140,10 @@ def _face(file: Path, size: int, detector: FaceDetector | None) -> Picture:
     landmarks = detector.detect([picture])[0]
     if landmarks is None:
         raise PhotoError("no face found in it; --no-align takes a photo that is aligned already as it is")
-    return warp_face(picture, landmarks, size)
+    try:
+        return warp_face(picture, landmarks, size)
+    except ValueError as error:
+        raise PhotoError(str(error)) from error
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:

@@ -67,12 +67,14 @@ def _evaluation(run: Path, name: str, summary: dict[str, Any]) -> dict[str, Any]
     prefix = f"test/identity/{name}/"
     metrics = summary.get("test", {}).get("metrics", {})
     figures = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-    grids = [path for stage in ("test", "val") for path in sorted((run / "samples" / stage).glob(f"{name}-*.png"))[-1:]]
+    step = summary.get("test", {}).get("step")
+    wanted = f"test/{name}-*.png" if step is None else f"test/{name}-{step:07d}.png"  # of the model that was tested
+    grids = [path for pattern in (wanted, f"val/{name}-*.png") for path in sorted((run / "samples").glob(pattern))[-1:]]
     return {
         "name": name,
         "title": _SETS[name],
         "figures": figures,
-        "top1_interval": _interval(figures["top1"], figures["results"]) if "top1" in figures else None,
+        "top1_interval": _interval(figures["top1"], figures["results"]) if figures.get("results") else None,
         "grid": _embedded(grids[0].read_bytes()) if grids else None,
     }
 

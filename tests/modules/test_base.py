@@ -260,3 +260,49 @@ def test_the_last_checkpoint_is_of_the_last_batch_even_between_two_intervals(tmp
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert content["global_step"] == 3
     assert not changed(content["state_dict"], snapshot(model))
+
+
+def test_weights_that_a_nan_gradient_spoilt_never_replace_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """The loss of that batch is still finite: only the weights tell."""
+    model = small_ipgan(num_identities=32, optimizer=adam)
+
+    class Spoil(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+            gradient = model.generator.layers[1].weight.grad
+            if trainer.global_step == 2 and gradient is not None:
+                gradient.fill_(float("nan"))
+
+    keep = RunCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+    run = trainer(5, tmp_path, callbacks=[Spoil(), keep], enable_checkpointing=True)
+    with pytest.raises(TrainingDiverged, match=r"generator\.layers\.1\.weight"):
+        run.fit(model, small_data())
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 2
+    assert all(value.isfinite().all() for value in content["state_dict"].values())
+
+
+def test_a_judge_that_was_a_loss_stays_reported_after_resuming_without_it(tmp_path: Path) -> None:
+    keep = RunCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+    model = small_ipgan(num_identities=32, optimizer=adam, classifier=DlibResNet(), fine_tune=True)
+    trainer(1, tmp_path, callbacks=[keep], enable_checkpointing=True).fit(model, small_data())
+    again = small_ipgan(num_identities=32, optimizer=adam, classifier=DlibResNet(), fine_tune=True, judge=DlibResNet())
+    again.gradient_fingerprints = frozenset()
+    trainer(2).fit(again, small_data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert not again.judge_report()["independent"]
+
+
+def test_a_checkpoint_is_not_loaded_beside_another_recogniser_than_it_was_trained_with(tmp_path: Path) -> None:
+    keep = RunCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+    model = small_ipgan(num_identities=32, optimizer=adam, identity_encoder=DlibResNet(), judge=DlibResNet())
+    trainer(1, tmp_path, callbacks=[keep], enable_checkpointing=True).fit(model, small_data())
+    other = DlibResNet()
+    other.head.weight.data.mul_(2)
+    for arguments, refused in (({"identity_encoder": other}, True), ({"judge": other}, False)):
+        networks = {"identity_encoder": DlibResNet(), "judge": DlibResNet()} | arguments
+        changed_model = small_ipgan(num_identities=32, optimizer=adam, **networks)
+        run = trainer(2)
+        if refused:
+            with pytest.raises(ValueError, match=r"other weights .* as identity_encoder"):
+                run.fit(changed_model, small_data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+        else:
+            run.fit(changed_model, small_data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)

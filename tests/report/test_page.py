@@ -1,6 +1,7 @@
 """The page of a run, whatever of it is there."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,23 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no run folder"):
         write_report(tmp_path)
+
+
+def test_a_test_that_judged_nothing_has_a_page(run: Path) -> None:
+    finish(run, independent=True)
+    summary = json.loads((run / SUMMARY).read_text())
+    summary["test"]["metrics"] |= {f"test/identity/{name}/results": 0.0 for name in ("known", "unseen")}
+    (run / SUMMARY).write_text(json.dumps(summary))
+    assert "0, 40" in write_report(run).read_text("utf-8")
+
+
+def test_the_grid_is_of_the_model_that_was_tested(run: Path) -> None:
+    finish(run, independent=True)
+    summary = json.loads((run / SUMMARY).read_text())
+    summary["test"]["step"] = 7
+    (run / SUMMARY).write_text(json.dumps(summary))
+    pictures = lambda: re.findall(r"data:image/png;base64,[^\"]+", write_report(run).read_text("utf-8"))  # noqa: E731
+    tested = pictures()
+    for name in ("known", "unseen"):  # an earlier test, of a model that was trained on for longer
+        save_synthetic(np.full((8, 8, 3), 255, np.uint8), run / "samples" / "test" / f"{name}-0000009.png", {})
+    assert pictures() == tested
