@@ -1,5 +1,6 @@
 """Two processes over gloo."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,12 @@ def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
 def test_the_usual_strategies_accept_the_module(strategy: str) -> None:
     from tests.modules.helpers import adam, loader, small_ipgan, trainer
 
-    run = trainer(2, strategy=strategy, devices=1)
-    run.fit(small_ipgan(optimizer=adam), loader())
-    assert run.global_step == 2
+    environment = dict(os.environ)
+    try:
+        run = trainer(2, strategy=strategy, devices=1)
+        run.fit(small_ipgan(optimizer=adam), loader())
+        assert run.global_step == 2
+    finally:  # Lightning leaves the group and its port behind, and what runs next would take them for its own
+        torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(environment)
