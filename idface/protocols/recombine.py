@@ -2,7 +2,8 @@
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         identity: a photo, or a folder of photos (its own folders included), whose people to show.
         attributes: a photo or folder whose pose, light, expression and background to keep.
         out: folder for the results; made if missing.
-        align: find each photo's largest face and align it as training photos were. Without it photos must be aligned
+        align: find each photo's main face and align it as training photos were. Without it photos must be aligned
             already; their middle square is used.
 
     Returns:
@@ -75,15 +76,16 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         log.warning("%s was a loss of this model: its similarities do not tell whose face it is", judge["name"])
     recipe = {"checkpoint": checkpoint, "identity": str(identity), "attributes": str(attributes), "align": align}
     columns = targets.tensor(device)
+    judged_columns = _judged(model, columns)  # once: they are the same for every identity
     shown: list[Picture] = []
     rows: list[tuple[object, ...]] = []
     for name, row in zip(track(sources.names, "Recombining", transient=True), sources.tensor(device), strict=True):
         results = _recombine_row(model, row, columns)
         if len(shown) < GRID_LIMIT:
             shown.append(to_picture(results[:GRID_LIMIT]))
-        similarity = _similarities(model, results, row, columns)
+        similarity = _similarities(_judged(model, results), _judged(model, row[None]), judged_columns)
         for target, picture, (to_identity, to_attributes) in zip(
-            targets.names, to_picture(results), similarity, strict=True
+            targets.names, to_picture(results), similarity, strict=False
         ):
             file = f"results/{name}--{target}.png"
             save_synthetic(mark_synthetic(picture), out / file, recipe | {"sources": [name, target]})
@@ -102,14 +104,20 @@ def _recombine_row(model: OpenSetIPGAN, source: Tensor, attributes: Tensor, batc
 
 
 @torch.no_grad()
-def _similarities(model: OpenSetIPGAN, results: Tensor, source: Tensor, attributes: Tensor) -> list[tuple[str, str]]:
-    """The judge's cosines of results to source and attribute photos, as text; empty text without a judge."""
-    if model.judge is None:
-        return [("", "")] * len(results)
-    embeddings = torch.cat([model.judge(part) for part in results.split(64)])
-    to_source = (embeddings @ model.judge(source[None]).T)[:, 0]
-    to_attributes = (embeddings * torch.cat([model.judge(part) for part in attributes.split(64)])).sum(1)
-    return [(f"{a:.4f}", f"{b:.4f}") for a, b in zip(to_source.tolist(), to_attributes.tolist(), strict=True)]
+def _judged(model: OpenSetIPGAN, images: Tensor) -> Tensor | None:
+    """The judge's embeddings (N, D) of images (N, 3, S, S), in batches; None without a judge."""
+    return None if model.judge is None else torch.cat([model.judge(part) for part in images.split(64)])
+
+
+def _similarities(
+    results: Tensor | None, source: Tensor | None, attributes: Tensor | None
+) -> Iterator[tuple[str, str]]:
+    """Cosines of results (N, D) to the source (1, D) and to attribute photos (N, D), as text; empty without a judge."""
+    if results is None or source is None or attributes is None:
+        yield from repeat(("", ""))
+    else:
+        to_source, to_attributes = (results * source).sum(1), (results * attributes).sum(1)
+        yield from ((f"{a:.4f}", f"{b:.4f}") for a, b in zip(to_source.tolist(), to_attributes.tolist(), strict=True))
 
 
 def _read(
