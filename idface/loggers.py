@@ -73,9 +73,9 @@ class WandbLogger(loggers.WandbLogger):
             return
         self._save_dir = self._wandb_init["dir"] = str(folder)
         self._name = self._wandb_init["name"] = self._name or f"{folder.parent.name}/{folder.name}"
-        earlier = sorted(folder.glob("wandb/*run-*-*"))  # [offline-]run-<date>_<time>-<id>
+        earlier = sorted(folder.glob("wandb/*run-*/run-*.wandb"))  # run-<id>.wandb
         if earlier:
-            self._id = self._wandb_init["id"] = earlier[0].name.rsplit("-", 1)[1]
+            self._id = self._wandb_init["id"] = earlier[0].stem.removeprefix("run-")
         self.placed = True
 
     @property

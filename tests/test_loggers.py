@@ -57,15 +57,15 @@ def test_a_run_is_one_wandb_run_with_config_metrics_and_pictures() -> None:
     both = "--trainer.logger=[{class_path: CSVLogger}, {class_path: WandbLogger}]"
     lightning(["fit", "--config", "toy.yaml", both])
     lightning(["test", "--config", "toy.yaml", both, "--ckpt_path=last"])
-    folders = sorted(Path("runs/toy/0/wandb").glob("offline-run-*-*"))
-    assert len(folders) == 2
-    assert len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 1
+    files = sorted(Path("runs/toy/0/wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    assert len({file.name for file in files}) == 1  # the run's id; folders have the second of their start
 
-    fit, test = (next(folder.glob("run-*.wandb")).read_bytes() for folder in folders)
+    fit, test = (file.read_bytes() for file in files)
     for word in ("trainer/global_step", "train/loss/square", "val/square", "learning_rate", "toy/0", "idface"):
         assert word.encode() in fit
     assert b"test/square" in test
-    pictures = list(folders[0].glob("files/media/images/val/grid_*.png"))
+    pictures = list(files[0].parent.glob("files/media/images/val/grid_*.png"))
     assert len(pictures) == 2  # one of the sanity check, one of the validation
     with open("runs/toy/0/fit/metrics.csv", newline="") as file:
         steps = [row["step"] for row in csv.DictReader(file)]
