@@ -240,6 +240,15 @@ class FaceDataModule(pl.LightningDataModule):
         self._loaders.append(loader)
         return loader
 
+    def training_photos(self) -> FaceLoader:
+        """Every training photo once, on every rank alike, without partners and augmentation."""
+        images, split = self._faces.images, self._faces.split
+        workers = self.num_workers if isinstance(images, DiskImages) else 0
+        batches = EvaluationBatches(split.train, None, self.batch_size)
+        loader = FaceLoader(FaceDataset(images, split.identity, self.seed), batches, workers, self._on_gpu())
+        self._loaders.append(loader)
+        return loader
+
     def val_dataloader(self) -> list[FaceLoader]:
         """The loaders of EVALUATION_SETS, with the people to validate on as the unseen ones."""
         return self._evaluation_loaders("val")

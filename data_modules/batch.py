@@ -1,6 +1,7 @@
 """What a batch of faces holds, between the loaders that fill it and the modules that train on it."""
 
-from typing import NotRequired, Required, TypedDict
+from collections.abc import Iterable, Sized
+from typing import NotRequired, Protocol, Required, TypedDict
 
 import torch
 from torch import Tensor
@@ -35,6 +36,17 @@ class FaceBatch(TypedDict, total=False):
     attributes: NotRequired[Tensor]  # float32 (B, number of attributes), -1 absent, 1 present
     landmarks: NotRequired[Tensor]  # float32 (B, 5, 2), pixels (x, y), in the order of FACE_TEMPLATE
     path: NotRequired[list[str]]
+
+
+class FaceSource(Protocol):
+    """What a module may ask of the data module that it is trained on, beside its batches."""
+
+    @property
+    def photos(self) -> Sized:
+        """The photos in use; `index` in a batch counts in them."""
+
+    def training_photos(self) -> Iterable[FaceBatch]:
+        """Every training photo once, uint8, on every rank alike, without partners and augmentation."""
 
 
 def to_float(image: Tensor) -> Tensor:

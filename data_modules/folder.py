@@ -24,8 +24,9 @@ class FaceFolderDataModule(FaceDataModule):
 
     Args:
         root: the data set's folder.
-        align: whether to find the face in each photo and bring it into the common aligned frame. Without it the largest
-            square in the middle is taken: for photos that are aligned already.
+        align: whether to find the face in each photo and bring it into the common aligned frame, which photos given to
+            the trained model are brought into as well. Without it the largest square in the middle is taken: for
+            photos that are aligned already.
         unlabelled: a folder of people who are not known, whose photos only train, with identity -1: its name inside
             `root`, or a path elsewhere. The default may be missing.
         cache_dir: where it is kept what was found out about the photos (landmarks, unreadable files), so that the next
@@ -51,7 +52,7 @@ class FaceFolderDataModule(FaceDataModule):
     def __init__(
         self,
         root: Path,
-        align: bool = False,
+        align: bool = True,
         unlabelled: str = "unlabelled",
         cache_dir: Path | None = None,
         image_size: int = 64,

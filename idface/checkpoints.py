@@ -98,16 +98,18 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
         `out`.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is damaged, or `out` has another suffix than `.safetensors`.
+        CheckpointError: there is no such checkpoint, it is damaged or has no recipe, or `out` has another suffix than
+            `.safetensors`.
     """
     if out.suffix != ".safetensors":
         raise CheckpointError(f"--out {out}: weights are kept as safetensors; call the file {out.stem}.safetensors")
     path = find_checkpoint(checkpoint)
     recipe, weights = _read(path)
+    networks = build(recipe, path).averaged
     kept = {
         key: (value.half() if half else value.float()).contiguous()
         for key, value in weights.items()
-        if value.is_floating_point()
+        if key.split(".")[0] in networks and value.is_floating_point()
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(kept, out, metadata={"recipe": json.dumps(recipe)})

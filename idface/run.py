@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,26 +35,12 @@ class RunNotFound(FileNotFoundError):
 
 def new_run(root: Path, experiment: str) -> Path:
     """Create and return `root/experiment/N` with the first free N; safe against other processes that do the same."""
-    for number in count(_next_number(root / experiment)):
-        folder = root / experiment / str(number)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
+    return _make_first(root / experiment / str(number) for number in count(_next_number(root / experiment)))
 
 
 def new_stage(run: Path, stage: str) -> Path:
     """Create and return the folder of another stage of a run: `fit`, then `fit-2`, `fit-3`."""
-    for number in count(1):
-        folder = run / (stage if number == 1 else f"{stage}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
+    return _make_first(run / (stage if number == 1 else f"{stage}-{number}") for number in count(1))
 
 
 def stages(run: Path, stage: str) -> list[Path]:
@@ -133,3 +120,14 @@ def _numbers(experiment: Path) -> list[int]:
 
 def _next_number(experiment: Path) -> int:
     return max(_numbers(experiment), default=-1) + 1
+
+
+def _make_first(folders: Iterator[Path]) -> Path:
+    """Create the first of endless `folders` that nobody has made yet."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from idface.checkpoints import load_model
 from idface.cli import lightning
@@ -26,6 +27,8 @@ SMALL_MODEL = {"width": 4, "discriminator_width": 4, "convolutions": 1, "attribu
 SMALL_DATA = {"image_size": 32, "batch_size": 4, "val_identities": 1, "test_identities": 1, "held_out_photos": 2}
 SHORT = {
     "max_steps": 2,
+    "val_check_interval": 1,
+    "check_val_every_n_epoch": 1,
     "log_every_n_steps": 1,
     "accelerator": "cpu",
     "devices": 1,
@@ -99,8 +102,26 @@ def test_fit_and_test(configs: list[Path], face_folder: Path, tmp_path: Path) ->
     model = load_model(str(run / "checkpoints/last.ckpt"))  # its recipe suffices to use it
     assert type(model).__name__ == name_of_model(configs).rsplit(".", 1)[-1]
 
+    assert any(name.startswith("val/") for name in metrics(run / "fit/metrics.csv"))
+
     lightning(["test", *arguments, "--ckpt_path", "last"])
     assert any(name.startswith("test/identity/") for name in metrics(run / "test/metrics.csv"))
     callbacks = load(configs[0])["trainer"].get("callbacks", [])
     if {"class_path": "RunReport"} in callbacks:
         assert (run / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_validate_and_predict(recipe: Path, face_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(recipe), "--config", str(small([recipe], face_folder, tmp_path))]
+    lightning(["fit", *arguments, "--trainer.limit_val_batches=0"])
+    lightning(["validate", *arguments, "--ckpt_path", "last"])
+    run = tmp_path / "runs" / recipe.stem / "0"
+    assert any(name.startswith("val/identity/") for name in metrics(run / "validate/metrics.csv"))
+
+    lightning(["predict", *arguments, "--ckpt_path", "last"])
+    faces = sorted(run.glob("samples/predict/*/*.png"))
+    assert faces
+    with Image.open(faces[0]) as face:
+        assert face.size == (SMALL_DATA["image_size"],) * 2
+        assert "Recipe" in face.info  # marked as synthetic

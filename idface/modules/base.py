@@ -190,6 +190,18 @@ class FaceModule(LightningModule, ABC):
         trainer.strategy.optimizer_step(optimizer, lambda: None, model=self)
         optimizer.zero_grad()
 
+    def as_joint_mean(self, loss: Tensor, count: Tensor) -> Tensor:
+        """A mean over `count` samples of this rank, weighted so that the ranks' mean is that over all their samples.
+
+        Args:
+            loss: scalar mean, zero where `count` is zero.
+            count: scalar, integer: how many samples of this rank's batch the loss is of.
+        """
+        if self.trainer.world_size == 1:
+            return loss
+        (mean_count,) = self._mean_over_ranks((count.float(),))
+        return loss * count / mean_count.clamp(min=1 / self.trainer.world_size)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the phase's gradients; they are unscaled by now under 16-bit floats."""
         if self.gradient_clip is not None:
@@ -281,7 +293,7 @@ class FaceModule(LightningModule, ABC):
 
         Raises:
             ValueError: a recogniser that the model was trained with is another one now. The judge may change; one that
-                was a loss at any time stays reported as such.
+                was a loss at any time stays reported as such. Or the networks are of other sizes than the checkpoint's.
         """
         self.gradient_fingerprints |= frozenset(checkpoint.get("gradient_fingerprints", ()))
         frozen = self._frozen_recognizers()
@@ -295,6 +307,20 @@ class FaceModule(LightningModule, ABC):
             {key: value for key, value in self.state_dict().items() if key.startswith(tuple(frozen))} if frozen else {}
         )
         checkpoint["state_dict"] |= own
+        self._check_sizes(checkpoint["state_dict"])
+
+    def _check_sizes(self, loaded: Mapping[str, Tensor]) -> None:
+        own = self.state_dict()
+        unlike = [
+            f"{key} is {_size(loaded, key)} in the checkpoint and {_size(own, key)} in the model"
+            for key in dict.fromkeys((*own, *loaded))
+            if _size(own, key) != _size(loaded, key)
+        ]
+        if unlike:
+            raise ValueError(
+                f"the checkpoint is of a model of other networks ({unlike[0]}; {len(unlike)} tensors differ): "
+                "give the configuration that it was trained with, the config.yaml of its run folder"
+            )
 
     def _frozen_recognizers(self) -> dict[str, Recognizer]:
         """The recognisers that do not learn, by the prefix of their keys in the state dict."""
@@ -305,6 +331,10 @@ class FaceModule(LightningModule, ABC):
             and not name.startswith("ema.")
             and not any(parameter.requires_grad for parameter in module.parameters())
         }
+
+
+def _size(state: Mapping[str, Tensor], key: str) -> str:
+    return "x".join(map(str, state[key].shape)) or "scalar" if key in state else "missing"
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 """Bao et al. 2018, *Towards Open-Set Identity Preserving Face Synthesis*."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from data_modules.batch import EVALUATION_SETS, FaceBatch
+from data_modules.batch import EVALUATION_SETS, FaceBatch, FaceSource, to_float
 from idface.losses.adversarial import discriminator_loss
-from idface.losses.classification import identity_loss
+from idface.losses.classification import UNKNOWN, identity_loss
 from idface.losses.matching import feature_matching_loss, reconstruction_loss
 from idface.losses.variational import kl_divergence, sample_posterior
 from idface.metrics.recombination import RecombinationIdentity
@@ -39,6 +39,21 @@ class IdentityVector(nn.Module):
         return embedding * self.recognizer.embedding_dim**0.5
 
 
+class SourcePair(NamedTuple):
+    """What one iteration of Algorithm 1 recombines."""
+
+    source: Tensor
+    """x^s, float (B, 3, S, S) in [-1, 1]."""
+    attributes: Tensor
+    """x^a, likewise."""
+    identity: Tensor
+    """int64 (B,), the people of x^s."""
+    row: Tensor
+    """int64 (B,), the photos of x^s, by their `index` in the batch."""
+    weight: float
+    """lambda."""
+
+
 class OpenSetIPGAN(FaceModule):
     """Identity of one photo, attributes of another, for people never seen in training (Bao et al., 2018).
 
@@ -60,13 +75,18 @@ class OpenSetIPGAN(FaceModule):
         discriminator_width: channels of D's first stage (64 in DCGAN).
         convolutions: 3x3 convolutions a VGG stage.
         attribute_dim: J, length of f_A; the paper does not give it.
+        global_pool: whether the last pooling layer of I and C, whose output is f_I and f_C, is a global average; the
+            paper does not say. Without it, the vector is the 4x4 map of the last stage.
         grey: whether the photos are grey, so that G makes one channel and repeats it.
         identity_encoder: a recogniser whose embedding is f_I, in place of the shared I. It stays as it is, and no
             gradient flows through it, so it may also judge.
+        precompute_identity: whether `identity_encoder` sees each training photo once, before training and before any
+            augmentation of it, instead of in every step: where it is large beside the other networks, most of the time.
         classifier: a recogniser in place of the VGG as C, and as I unless `identity_encoder` is given. L_GC flows
             through it: it cannot judge.
         fine_tune: whether `classifier` is only where I and C start from, and learns on; otherwise it stays as it is.
         transformation_weight: lambda in transformation steps (0.1 in the paper); it is 1 in reconstruction steps.
+        literal_lambda: multiply L_GR by lambda twice, as eq. 2 and Algorithm 1 do together, instead of once.
         reconstruction_weight: w_r of L_GR (eq. 2).
         kl_weight: w_kl of L_KL (eq. 3), a sum over J.
         feature_weight_d: w_d of L_GD (eq. 5).
@@ -88,12 +108,15 @@ class OpenSetIPGAN(FaceModule):
         discriminator_width: int = 64,
         convolutions: int = 2,
         attribute_dim: int = 128,
+        global_pool: bool = True,
         grey: bool = False,
         identity_encoder: Recognizer | None = None,
+        precompute_identity: bool = False,
         classifier: Recognizer | None = None,
         fine_tune: bool = False,
         judge: Recognizer | None = None,
         transformation_weight: float = 0.1,
+        literal_lambda: bool = False,
         reconstruction_weight: float = 1.0,
         kl_weight: float = 1.0,
         feature_weight_d: float = 1.0,
@@ -116,9 +139,13 @@ class OpenSetIPGAN(FaceModule):
             raise ValueError(f"same_person_share is {same_person_share}; expected a share between 0 and 1")
         if fine_tune and classifier is None:
             raise ValueError("fine_tune is true, but there is no classifier to tune: give one, or leave fine_tune out")
+        if precompute_identity and identity_encoder is None:
+            raise ValueError("precompute_identity is true, but I learns: it takes a fixed identity_encoder")
         self.image_size = image_size
         self.discriminator_optimizer = discriminator_optimizer
         self.transformation_weight = transformation_weight
+        self.literal_lambda = literal_lambda
+        self.precompute_identity = precompute_identity
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
         self.feature_weight_d = feature_weight_d
@@ -128,7 +155,7 @@ class OpenSetIPGAN(FaceModule):
         self.literal_sampling = literal_sampling
 
         if classifier is None:
-            vgg = VGGEncoder(image_size, width, convolutions, pool=True)
+            vgg = VGGEncoder(image_size, width, convolutions, pool=global_pool)
             self.classifier = FaceClassifier(vgg, vgg.out_channels, num_identities)  # C, and I unless one is given
         else:
             self.gradient_fingerprints = frozenset({classifier.fingerprint()})
@@ -164,33 +191,54 @@ class OpenSetIPGAN(FaceModule):
 
     # ------------------------------------------------------------------------------------------------------- training
 
-    def pair(self, batch: FaceBatch) -> tuple[Tensor, Tensor, Tensor, float]:
-        """The batch's identity sources and attribute sources (Algorithm 1): odd iterations reconstruct, even transform.
+    def on_train_start(self) -> None:
+        """Look at the training photos' people once, where that is enough."""
+        super().on_train_start()
+        if self.precompute_identity:
+            self._identity_vectors = self._training_identity_vectors()
 
-        Returns:
-            x^s and x^a, float (B, 3, S, S) in [-1, 1]; the identities of x^s, int64 (B,); lambda.
-        """
-        image, identity = batch["image"], batch["identity"]
-        if self.transformation_steps and self.iteration % 2 == 1:
-            return image, image.roll(1, dims=0), identity, self.transformation_weight  # somebody, as the batch is mixed
+    @torch.no_grad()
+    def _training_identity_vectors(self) -> Tensor:
+        """f_I (N, I) of the training photos, by row of the data set; the other rows are zero."""
+        data: FaceSource | None = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError("precompute_identity is true, but training was started without a data module")
+        encoder = cast(IdentityVector, self.identity_encoder)
+        vectors = torch.zeros(len(data.photos), encoder.recognizer.embedding_dim, device=self.device)
+        for batch in data.training_photos():
+            image = to_float(batch["image"].to(self.device)).contiguous(memory_format=torch.channels_last)
+            vectors[batch["index"].to(self.device)] = encoder(image)
+        return vectors
+
+    def pair(self, batch: FaceBatch) -> SourcePair:
+        """The batch's identity and attribute sources (Algorithm 1): odd iterations reconstruct, even transform."""
+        image, identity, index = batch["image"], batch["identity"], batch["index"]
+        if self.transformation_steps and self.iteration % 2 == 1:  # x^a is somebody, for the batch is mixed
+            return SourcePair(image, image.roll(1, dims=0), identity, index, self.transformation_weight)
         if self.same_person_share == 0:
-            return image, image, identity, 1.0
+            return SourcePair(image, image, identity, index, 1.0)
         if "partner" not in batch:
             raise ValueError(
                 "same_person_share is above 0, but batches carry no partner: set partner: true in the data"
             )
-        swap = torch.rand(len(image), 1, 1, 1, device=image.device) < self.same_person_share
-        return torch.where(swap, batch["partner"], image), image, identity, 1.0
+        swap = torch.rand(len(image), device=image.device) < self.same_person_share
+        source = torch.where(swap[:, None, None, None], batch["partner"], image)
+        return SourcePair(source, image, identity, torch.where(swap, batch["partner_index"], index), 1.0)
 
     def step(self, batch: FaceBatch) -> None:
         """One iteration of Algorithm 1. All losses come from one forward pass, at the same weights."""
-        source, attribute_image, identity, step_weight = self.pair(batch)
+        source, attribute_image, identity, row, step_weight = self.pair(batch)
 
         source_features, logits = self.classifier(source)
         mean, log_variance = self.attribute_encoder(attribute_image)
         attributes = sample_posterior(mean, log_variance, self.literal_sampling)
-        identity_vector = source_features if self.identity_encoder is None else self.identity_encoder(source)
-        result = self.generator(identity_vector.detach(), attributes)
+        if self.precompute_identity:
+            identity_vector = self._identity_vectors[row]
+        elif self.identity_encoder is not None:
+            identity_vector = self.identity_encoder(source)
+        else:
+            identity_vector = source_features.detach()
+        result = self.generator(identity_vector, attributes)
 
         real_features, real_logits = self.discriminator(attribute_image)
         fake_features, fake_logits = self.discriminator(result)
@@ -201,7 +249,8 @@ class OpenSetIPGAN(FaceModule):
             "feature_d": feature_matching_loss(fake_features, real_features),
             "discriminator": discriminator_loss(real_logits, fake_logits),
         }
-        reconstruction = step_weight * self.reconstruction_weight * losses["reconstruction"]
+        reconstruction_weight = step_weight**2 if self.literal_lambda else step_weight
+        reconstruction = reconstruction_weight * self.reconstruction_weight * losses["reconstruction"]
         matching = self.feature_weight_d * losses["feature_d"]
         if self.feature_weight_c > 0:
             with frozen_statistics(self.classifier):
@@ -215,7 +264,8 @@ class OpenSetIPGAN(FaceModule):
         self.phase("discriminator", losses["discriminator"], retain_graph=True)
         if self.classifier_learns:
             losses["identity"] = identity_loss(logits, identity)
-            self.phase("identity", losses["identity"])
+            labelled = (identity != UNKNOWN).sum()
+            self.phase("identity", self.as_joint_mean(losses["identity"], labelled))
         self.record(losses)
 
     # -------------------------------------------------------------------------------------------------- after training
@@ -247,7 +297,12 @@ class OpenSetIPGAN(FaceModule):
         Returns:
             x', likewise, from the averaged weights and the mean of f_A.
         """
-        result: Tensor = self.trained("generator")(self.encode_identity(source), self.encode_attributes(attributes))
+        return self.generate(self.encode_identity(source), self.encode_attributes(attributes))
+
+    @torch.no_grad()
+    def generate(self, identity: Tensor, attributes: Tensor) -> Tensor:
+        """Faces (B, 3, S, S) in [-1, 1] from f_I (B, I) and f_A (B, J), by the averaged weights."""
+        result: Tensor = self.trained("generator")(identity, attributes)
         return result
 
     def forward(self, source: Tensor, attributes: Tensor) -> Tensor:

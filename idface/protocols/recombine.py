@@ -21,6 +21,7 @@ from idface.recognition.alignment import FaceDetector, warp_face
 
 log = logging.getLogger(__name__)
 
+BATCH = 64
 GRID_LIMIT = 40
 """Most rows, and most columns, that the grid shows; every result has a file of its own."""
 
@@ -76,11 +77,11 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         log.warning("%s was a loss of this model: its similarities do not tell whose face it is", judge["name"])
     recipe = {"checkpoint": checkpoint, "identity": str(identity), "attributes": str(attributes), "align": align}
     columns = targets.tensor(device)
-    judged_columns = _judged(model, columns)  # once: they are the same for every identity
+    codes, judged_columns = _attribute_codes(model, columns), _judged(model, columns)  # the same for every identity
     shown: list[Picture] = []
     rows: list[tuple[object, ...]] = []
     for name, row in zip(track(sources.names, "Recombining", transient=True), sources.tensor(device), strict=True):
-        results = _recombine_row(model, row, columns)
+        results = _recombine_row(model, row, codes)
         if len(shown) < GRID_LIMIT:
             shown.append(to_picture(results[:GRID_LIMIT]))
         similarity = _similarities(_judged(model, results), _judged(model, row[None]), judged_columns)
@@ -98,15 +99,21 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
     return out / "grid.png"
 
 
-def _recombine_row(model: OpenSetIPGAN, source: Tensor, attributes: Tensor, batch: int = 64) -> Tensor:
-    """One identity (3, S, S) with every attribute photo (N, 3, S, S), in batches."""
-    return torch.cat([model.recombine(source.expand_as(part), part) for part in attributes.split(batch)])
+def _attribute_codes(model: OpenSetIPGAN, images: Tensor) -> Tensor:
+    """f_A (N, J) of images (N, 3, S, S), in batches."""
+    return torch.cat([model.encode_attributes(part) for part in images.split(BATCH)])
+
+
+def _recombine_row(model: OpenSetIPGAN, source: Tensor, attributes: Tensor) -> Tensor:
+    """One identity (3, S, S) with every attribute vector (N, J), in batches."""
+    identity = model.encode_identity(source[None])
+    return torch.cat([model.generate(identity.expand(len(part), -1), part) for part in attributes.split(BATCH)])
 
 
 @torch.no_grad()
 def _judged(model: OpenSetIPGAN, images: Tensor) -> Tensor | None:
     """The judge's embeddings (N, D) of images (N, 3, S, S), in batches; None without a judge."""
-    return None if model.judge is None else torch.cat([model.judge(part) for part in images.split(64)])
+    return None if model.judge is None else torch.cat([model.judge(part) for part in images.split(BATCH)])
 
 
 def _similarities(

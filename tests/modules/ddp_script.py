@@ -4,6 +4,7 @@ Cases: `joint`, one reconstruction step without batch norm and without noise, wh
 must do what one does with the whole; `real`, several steps of the model as it is, on real data.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from idface.modules.ipgan import OpenSetIPGAN
+from idface.recognition.dlib_resnet import DlibResNet
 from tests.modules.helpers import Batches, adam, sgd, small_data, small_ipgan, trainer
 
 
@@ -23,6 +25,7 @@ class Halves(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         batch = Batches(count=1, size=8)[0]
+        batch["identity"][[0, 1, 6]] = -1  # the halves differ in how many labelled photos they have
         part = {name: value.chunk(self.trainer.world_size)[self.trainer.global_rank] for name, value in batch.items()}
         return DataLoader([part], batch_size=None)
 
@@ -33,6 +36,8 @@ class Leave(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         torch.save(pl_module.state_dict(), self.folder / f"rank{trainer.global_rank}.pt")
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(metrics))
 
 
 def without_batch_norm_and_noise() -> OpenSetIPGAN:
@@ -52,9 +57,18 @@ def main(case: str, processes: int, folder: Path) -> None:
     if case == "joint":
         model, data, steps = without_batch_norm_and_noise(), Halves(), 1
     else:
-        model, data, steps = small_ipgan(num_identities=32, optimizer=adam, ema_decay=0.9), small_data(), 4
-    strategy = "ddp_spawn" if processes > 1 else "auto"
-    trainer(steps, folder, devices=processes, strategy=strategy, callbacks=[Leave(folder)]).fit(model, data)
+        model = small_ipgan(num_identities=32, optimizer=adam, ema_decay=0.9, judge=DlibResNet())
+        data, steps = small_data(), 4
+    run = trainer(
+        steps,
+        folder,
+        devices=processes,
+        strategy="ddp_spawn" if processes > 1 else "auto",
+        limit_val_batches=0 if case == "joint" else 1.0,
+        val_check_interval=None if case == "joint" else steps,
+        callbacks=[Leave(folder)],
+    )
+    run.fit(model, data)
 
 
 if __name__ == "__main__":

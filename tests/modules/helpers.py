@@ -64,6 +64,7 @@ class Batches(Dataset[FaceBatch]):
             "partner": self.partner[row],
             "identity": self.identity[row],
             "index": index,
+            "partner_index": index.roll(1),
         }
 
 

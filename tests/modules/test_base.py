@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_modules.batch import FaceBatch
 from idface.callbacks.checkpoint import RunCheckpoint
@@ -306,3 +306,33 @@ def test_a_checkpoint_is_not_loaded_beside_another_recogniser_than_it_was_traine
                 run.fit(changed_model, small_data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
         else:
             run.fit(changed_model, small_data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+
+
+def test_compiled_networks_train_as_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the whole of Dynamo and the autograd graph, but without the C++ compiler at the end."""
+    compiled: list[nn.Module] = []
+    compile_network = nn.Module.compile
+
+    def watched(self: nn.Module) -> None:
+        compiled.append(self)
+        compile_network(self, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", watched)
+    states = []
+    for switch in (False, True):
+        model = small_ipgan(compile=switch, optimizer=adam, ema_decay=0.9)
+        trainer(3).fit(model, loader())
+        states.append(snapshot(model))
+    assert len(compiled) == len(model.phases)
+    assert states[0].keys() == states[1].keys()  # checkpoints fit both
+    for name, value in states[0].items():
+        torch.testing.assert_close(
+            states[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_a_checkpoint_of_another_size_is_refused_in_words(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=1)
+    trainer(1, tmp_path, callbacks=[keep], enable_checkpointing=True).fit(small_ipgan(), loader())
+    with pytest.raises(ValueError, match=r"is .* in the checkpoint and .* in the model.*config\.yaml"):
+        trainer(2).fit(small_ipgan(attribute_dim=5), loader(), ckpt_path=str(tmp_path / "last.ckpt"))

@@ -1,5 +1,6 @@
 """Two processes over gloo."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+
+from idface.recognition.dlib_resnet import DlibResNet
+from tests.modules.helpers import adam, loader, small_data, small_ipgan, trainer
 
 
 def train(case: str, processes: int, folder: Path) -> list[dict[str, Tensor]]:
@@ -24,6 +28,16 @@ def test_ranks_end_identical(tmp_path: Path) -> None:
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
+    metrics = json.loads((tmp_path / "two/rank0.json").read_text())
+    assert metrics["val/identity/known/results"] == 32  # every photo of both ranks, once
+    assert metrics["val/identity/known/gallery"] == metrics["val/identity/unseen/gallery"] == 40
+    evaluated = small_ipgan(num_identities=32, ema_decay=0.9, judge=DlibResNet())
+    evaluated.setup("validate")
+    evaluated.load_state_dict(first)
+    for part in trainer(1, limit_val_batches=1.0).validate(evaluated, small_data(), verbose=False):
+        for name, value in part.items():
+            assert metrics[name] == pytest.approx(value, abs=2e-3), name
+
 
 def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
     (alone,) = train("joint", 1, tmp_path / "one")
@@ -39,8 +53,6 @@ def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
 def test_the_usual_strategies_accept_the_module(strategy: str) -> None:
-    from tests.modules.helpers import adam, loader, small_ipgan, trainer
-
     environment = dict(os.environ)
     try:
         run = trainer(2, strategy=strategy, devices=1)

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from kornia.augmentation import RandomHorizontalFlip
 from torch import Tensor, nn
 
+from data_modules.batch import to_float
 from idface.modules.base import FaceModule
 from idface.modules.ipgan import OpenSetIPGAN
-from tests.modules.helpers import Batches, adam, changed, loader, small_ipgan, snapshot, trainer
+from idface.recognition.dlib_resnet import DlibResNet
+from tests.modules.helpers import Batches, adam, changed, loader, small_data, small_ipgan, snapshot, trainer
 
 
 def test_each_phase_changes_its_own_network_and_leaves_the_others_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,11 +38,17 @@ def test_each_phase_changes_its_own_network_and_leaves_the_others_bit_for_bit(mo
     assert seen == own + own  # a reconstruction step, then a transformation step
 
 
-@pytest.mark.parametrize("iteration", [0, 1], ids=["reconstruction", "transformation"])
-def test_a_step_is_algorithm_1_written_out_naively(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("iteration", "literal_lambda"),
+    [(0, False), (1, False), (1, True)],
+    ids=["reconstruction", "transformation", "lambda in eq. 2 and in algorithm 1"],
+)
+def test_a_step_is_algorithm_1_written_out_naively(
+    iteration: int, literal_lambda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     weights = {"reconstruction_weight": 3.0, "kl_weight": 0.7, "feature_weight_d": 1.3, "feature_weight_c": 0.6}
-    model = small_ipgan(transformation_weight=0.1, **weights)
+    model = small_ipgan(transformation_weight=0.1, literal_lambda=literal_lambda, **weights)
     if iteration == 1:
         trainer(1).fit(model, loader())
     start = copy.deepcopy(model)
@@ -91,7 +100,7 @@ def naive_gradients(
         half_mse = lambda a, b: ((a - b) ** 2).mean() / 2  # noqa: E731
         terms = {
             "KL": 0.5 * ((mu**2).sum(1) + (eps.exp() - eps - 1).sum(1)).mean() * w["kl_weight"],
-            "GR": half_mse(x, x_a) * w["reconstruction_weight"],
+            "GR": half_mse(x, x_a) * w["reconstruction_weight"] * (lam if model.literal_lambda else 1),
             "GD": half_mse(fake, real.detach()) * w["feature_weight_d"],
             "GC": half_mse(f_x, f_s.detach()) * w["feature_weight_c"],
             "D": -(torch.log(torch.sigmoid(real_logit)).mean() + torch.log(1 - torch.sigmoid(fake_logit)).mean()),
@@ -159,9 +168,9 @@ def steps_of(model: OpenSetIPGAN, count: int, monkeypatch: pytest.MonkeyPatch) -
     pair = OpenSetIPGAN.pair
 
     def watched(self: OpenSetIPGAN, batch: Any) -> Any:
-        source, attributes, identity, weight = pair(self, batch)
-        seen.append((source, attributes, weight))
-        return source, attributes, identity, weight
+        drawn = pair(self, batch)
+        seen.append((drawn.source, drawn.attributes, drawn.weight))
+        return drawn
 
     monkeypatch.setattr(OpenSetIPGAN, "pair", watched)
     trainer(count).fit(model, loader())
@@ -188,6 +197,42 @@ def test_reconstruction_may_take_another_photo_of_the_same_person(monkeypatch: p
         assert torch.equal(steps[step][0], rows[step]["partner"])
         assert torch.equal(steps[step][1], rows[step]["image"])
         assert steps[step][2] == 1.0
+
+
+def test_identity_vectors_computed_beforehand_are_those_of_the_photos_before_augmentation() -> None:
+    model = small_ipgan(num_identities=32, identity_encoder=DlibResNet(), precompute_identity=True)
+    data = small_data(batch_transforms=[RandomHorizontalFlip(p=1.0)])
+    trainer(1).fit(model, data)
+    rows = data.split.train[[0, 7, 100]]
+    images = torch.from_numpy(data._faces.images.gather(rows)[0]).movedim(-1, 1)
+    expected = model.encode_identity(to_float(images))
+    torch.testing.assert_close(model._identity_vectors[rows], expected, rtol=0, atol=1e-4)
+    assert not model._identity_vectors[data.split.gallery].any()
+
+
+def test_identity_vectors_computed_beforehand_train_the_same_model() -> None:
+    states = []
+    for precompute in (False, True):
+        model = small_ipgan(
+            num_identities=32,
+            identity_encoder=DlibResNet(),
+            precompute_identity=precompute,
+            same_person_share=0.5,
+            ema_decay=0.9,
+        )
+        trainer(3).fit(model, small_data())
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(
+            states[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_the_vector_may_be_the_map_before_the_global_average() -> None:
+    model = small_ipgan(global_pool=False)
+    trainer(2).fit(model, loader())
+    assert model.encode_identity(Batches()[0]["image"]).shape == (6, model.classifier.feature_dim)
+    assert model.classifier.feature_dim == 16 * small_ipgan().classifier.feature_dim
 
 
 def test_literal_sampling_changes_the_draw_and_nothing_before_it() -> None:
@@ -223,6 +268,7 @@ def test_evaluation_uses_the_mean_of_the_posterior_and_repeats() -> None:
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0"),
         ({"image_size": 48}, "image_size is 48"),
+        ({"precompute_identity": True}, "precompute_identity is true, but I learns"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
