@@ -24,7 +24,14 @@ OVERLAYS = sorted(set(EXPERIMENTS.rglob("*.yaml")) - set(RECIPES))
 
 # What makes a model small, where it has such an argument.
 SMALL_MODEL = {"width": 4, "discriminator_width": 4, "convolutions": 1, "attribute_dim": 4}
-SMALL_DATA = {"image_size": 32, "batch_size": 4, "val_identities": 1, "test_identities": 1, "held_out_photos": 2}
+SMALL_DATA = {
+    "align": False,
+    "image_size": 32,
+    "batch_size": 4,
+    "val_identities": 1,
+    "test_identities": 1,
+    "held_out_photos": 2,
+}
 SHORT = {
     "max_steps": 2,
     "val_check_interval": 1,

@@ -75,7 +75,9 @@ def test_folder_decoded_on_the_fly(tmp_path: Path, workers: int) -> None:
         for photo in range(16):
             coarse = Image.fromarray(noise.integers(0, 255, (25, 25, 3), np.uint8))
             coarse.resize((250, 250), Image.Resampling.BICUBIC).save(tmp_path / f"person_{person}" / f"{photo}.jpg")
-    data = FaceFolderDataModule(tmp_path, cache_dir=tmp_path / "cache", memory_limit=0, num_workers=workers)
+    data = FaceFolderDataModule(
+        tmp_path, align=False, cache_dir=tmp_path / "cache", memory_limit=0, num_workers=workers
+    )
     assert data.num_identities == 6
 
     def decode() -> int:

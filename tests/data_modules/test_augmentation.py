@@ -39,9 +39,11 @@ class TestSampleTransforms:
 
     def test_epochs_differ(self, face_folder: Path) -> None:
         options = {"image_size": 16, "batch_size": 8, "val_identities": 1, "test_identities": 1}
-        plain = FaceFolderDataModule(face_folder, **options).train_dataloader()
+        plain = FaceFolderDataModule(face_folder, align=False, **options).train_dataloader()
         jitter = [albumentations.RandomBrightnessContrast(p=1)]
-        augmented = FaceFolderDataModule(face_folder, **options, sample_transforms=jitter).train_dataloader()
+        augmented = FaceFolderDataModule(
+            face_folder, align=False, **options, sample_transforms=jitter
+        ).train_dataloader()
         pictures: dict[int, set[bytes]] = {}
         for loader in (plain, augmented, augmented):  # an epoch each, of all eight photos
             for batch in loader:
@@ -53,7 +55,11 @@ class TestSampleTransforms:
         """A photo that is its own partner still is augmented twice."""
         options = {"image_size": 16, "batch_size": 6, "val_identities": 1, "test_identities": 1}
         data = FaceFolderDataModule(
-            face_folder, **options, unlabelled="person_1", sample_transforms=[albumentations.ColorJitter(p=1)]
+            face_folder,
+            align=False,
+            **options,
+            unlabelled="person_1",
+            sample_transforms=[albumentations.ColorJitter(p=1)],
         )
         pairs = 0
         for batch in data.train_dataloader():
@@ -70,6 +76,7 @@ class TestBatchTransforms:
     def data(self, face_folder: Path) -> FaceFolderDataModule:
         return FaceFolderDataModule(
             face_folder,
+            align=False,
             image_size=16,
             batch_size=6,
             val_identities=1,
@@ -129,6 +136,7 @@ data:
   class_path: data_modules.folder.FaceFolderDataModule
   init_args:
     root: {root}
+    align: false
     batch_size: 4
     image_size: 16
     val_identities: 0.2
@@ -157,6 +165,7 @@ class TestCommandLine:
         assert isinstance(data.batch_transforms[0], kornia.augmentation.RandomAffine)
         by_hand = FaceFolderDataModule(
             face_folder,
+            align=False,
             batch_size=4,
             image_size=16,
             val_identities=0.2,

@@ -28,7 +28,7 @@ def folder(face_folder: Path, tmp_path: Path) -> Path:
 def make(folder: Path, tmp_path: Path) -> Callable[..., FaceFolderDataModule]:
     def make(root: Path = folder, **options: object) -> FaceFolderDataModule:
         people = {"val_identities": 1, "test_identities": 1, "image_size": 16, "batch_size": 2}
-        return FaceFolderDataModule(root, cache_dir=tmp_path / "cache", **{**people, **options})
+        return FaceFolderDataModule(root, cache_dir=tmp_path / "cache", **{"align": False, **people, **options})
 
     return make
 
@@ -44,7 +44,7 @@ class TestFolder(DataModuleContract):
 
         def make(**options: object) -> FaceFolderDataModule:
             people = {"val_identities": 2, "test_identities": 2}
-            return FaceFolderDataModule(folder, cache_dir=tmp_path / "cache", **{**people, **options})
+            return FaceFolderDataModule(folder, cache_dir=tmp_path / "cache", **{"align": False, **people, **options})
 
         return make
 
@@ -56,14 +56,14 @@ class TestAlignedFolder(TestFolder):
 
         def make(**options: object) -> FaceFolderDataModule:
             people = {"val_identities": 2, "test_identities": 2}
-            return FaceFolderDataModule(face_folder, align=True, cache_dir=cache, **{**people, **options})
+            return FaceFolderDataModule(face_folder, cache_dir=cache, **{**people, **options})
 
         return make
 
 
 def test_aligned_folder_shows_what_orl_shows(face_folder: Path, tmp_path: Path) -> None:
-    aligned = FaceFolderDataModule(face_folder, align=True, cache_dir=tmp_path, image_size=64)
-    plain = FaceFolderDataModule(face_folder, cache_dir=tmp_path, image_size=64)
+    aligned = FaceFolderDataModule(face_folder, cache_dir=tmp_path, image_size=64)
+    plain = FaceFolderDataModule(face_folder, align=False, cache_dir=tmp_path, image_size=64)
     orl = ORLDataModule(image_size=64)
 
     def picture(data: FaceFolderDataModule | ORLDataModule, name: str) -> np.ndarray:
@@ -315,6 +315,6 @@ class TestCache:
         self, make: Make, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         (tmp_path / "file").touch()
-        data = FaceFolderDataModule(folder, cache_dir=tmp_path / "file", memory_limit=0, batch_size=2)
+        data = FaceFolderDataModule(folder, align=False, cache_dir=tmp_path / "file", memory_limit=0, batch_size=2)
         assert len(list(data.train_dataloader())) > 0
         assert "set cache_dir" in caplog.text

@@ -60,6 +60,7 @@ class SaveEverywhere(pl.Callback):
 def fit(root: Path, options: dict[str, Any], workers: int, **fit_options: Any) -> tuple[list[Any], Tensor]:
     data = FaceFolderDataModule(
         root,
+        align=False,
         image_size=16,
         batch_size=3,
         num_workers=workers,
@@ -85,13 +86,15 @@ def fit(root: Path, options: dict[str, Any], workers: int, **fit_options: Any) -
 def test_another_batch_size_goes_on_at_about_the_same_point(
     face_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = FaceFolderDataModule(face_folder, batch_size=2, val_identities=1, test_identities=1)
+    data = FaceFolderDataModule(face_folder, align=False, batch_size=2, val_identities=1, test_identities=1)
     loader = data.train_dataloader()
     assert len(loader) == 4
     for _ in range(2):
         list(loader)
     next(iter(loader))
-    other = FaceFolderDataModule(face_folder, batch_size=1, val_identities=1, test_identities=1).train_dataloader()
+    other = FaceFolderDataModule(
+        face_folder, align=False, batch_size=1, val_identities=1, test_identities=1
+    ).train_dataloader()
     other.load_state_dict(loader.state_dict())
     assert other.state_dict() == {"position": 18, "batches_per_epoch": 8}  # two epochs and a quarter
     assert "saved with 4 batches an epoch, now there are 8" in caplog.text
