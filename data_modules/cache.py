@@ -92,7 +92,7 @@ def find_unreadable(photos: Sequence[Photo], *, root: Path, cache_dir: Path | No
     """Decode every photo that was not decoded before; why each unreadable one is so, by name."""
 
     def look(chunk: Sequence[Photo]) -> Iterable[Finding]:
-        for result in map_photos(lambda photo: open_photo(photo.path).close(), chunk):
+        for result in map_photos(lambda photo: open_photo(photo).close(), chunk):
             yield Finding(str(result) if isinstance(result, PhotoError) else None)
 
     findings = look_at_photos(

@@ -79,13 +79,22 @@ class FaceDataset(Dataset[FaceBatch]):
         identity: (N,) person of every row.
         seed: of the augmentation.
         transforms: augmentation of single photos; image and partner are augmented independently.
+        labels: (N, ...) what else is known of every row, by its key in a batch.
     """
 
-    def __init__(self, images: Images, identity: Rows, seed: int, transforms: SampleTransforms | None = None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        identity: Rows,
+        seed: int,
+        transforms: SampleTransforms | None = None,
+        labels: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.images = images
         self.identity = identity
         self.seed = seed
         self.transforms = transforms
+        self.labels = labels or {}
 
     def __getitem__(self, draw: Draw) -> FaceBatch:
         """The batch of a draw. In place of what cannot be read any more, others of the batch come twice."""
@@ -104,6 +113,8 @@ class FaceDataset(Dataset[FaceBatch]):
             "identity": torch.from_numpy(self.identity[roles[0]]),
             "index": torch.from_numpy(roles[0]),
         }
+        for key, column in self.labels.items():
+            batch[key] = column[roles[0]]  # type: ignore[literal-required]
         if draw.partners is not None:
             batch["partner"] = self._finish(images[1], roles[1], draw.epoch, 1)
             batch["partner_identity"] = torch.from_numpy(self.identity[roles[1]])

@@ -1,5 +1,7 @@
 """Photos on disk, and how they become pixels."""
 
+import base64
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +23,27 @@ MIN_SIDE = 16
 MAX_PIXELS = 89_478_485
 """Pillow's own bound for what may be a decompression bomb: a quarter of a GiB as RGB; it warns, here it is refused."""
 
+MAX_BYTES = 2**28
+"""Of a photo inside a larger file: an index that is damaged must not ask for all memory."""
+
 Image.init()
 # Formats of photos; Pillow would also hand a disguised PostScript file to an interpreter.
 _CANDIDATES = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 _FORMATS: list[str] = [name for name in _CANDIDATES if name in Image.OPEN]
+
+
+class Part(NamedTuple):
+    """Where in a larger file an image file lies.
+
+    Attributes:
+        offset: bytes before it.
+        length: bytes of it.
+        base64: whether it is written as base64.
+    """
+
+    offset: int
+    length: int
+    base64: bool = False
 
 
 class Photo(NamedTuple):
@@ -34,11 +53,13 @@ class Photo(NamedTuple):
         name: unique in the set and the same on every machine, such as the path inside the set: splits depend on it.
         person: who is on it; None if unknown.
         path: the file.
+        part: where in the file the photo is, if the file holds many.
     """
 
     name: str
     person: str | None
     path: Path
+    part: Part | None = None
 
 
 class Rejected(NamedTuple):
@@ -56,23 +77,24 @@ PhotoReader = Callable[[Photo], Pixels]
 """Reads a photo as uint8 (S, S, 3) RGB, or raises PhotoError. Workers get a copy: it must be picklable."""
 
 
-def open_photo(path: Path, at_least: int | None = None) -> Image.Image:
+def open_photo(photo: Path | Photo, at_least: int | None = None) -> Image.Image:
     """Decode a photo of any mode to 8-bit RGB, upright as its EXIF tag says; of an animation the first frame.
 
     Transparent parts turn white. 16-bit values are scaled.
 
     Args:
-        path: the file.
+        photo: the photo, or its file.
         at_least: pixels; a JPEG whose shorter side is several times as long may come at a half, a quarter or an eighth
             of its size, which is faster to decode.
 
     Raises:
         PhotoError: the file is empty, truncated, of no known format, too small or too large.
     """
+    path, part = (photo.path, photo.part) if isinstance(photo, Photo) else (photo, None)
     try:
-        if path.stat().st_size == 0:
+        if path.stat().st_size == 0 or (part and part.length == 0):
             raise PhotoError("empty file")
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(_cut_out(path, part) if part else path, formats=_FORMATS) as image:
             if min(image.size) < MIN_SIDE:
                 raise PhotoError(f"too small: {image.width}x{image.height}, expected {MIN_SIDE} pixels or more a side")
             if image.width * image.height > MAX_PIXELS:
@@ -87,6 +109,18 @@ def open_photo(path: Path, at_least: int | None = None) -> Image.Image:
         raise
     except Exception as error:  # broken files make decoders raise whatever they like: SyntaxError, struct.error, ...
         raise PhotoError(f"cannot be decoded: {error}") from error
+
+
+def _cut_out(path: Path, part: Part) -> io.BytesIO:
+    """The image file that is a part of another file."""
+    if part.length > MAX_BYTES:
+        raise PhotoError(f"{part.length:,} bytes, expected {MAX_BYTES:,} or fewer")
+    with path.open("rb") as file:
+        file.seek(part.offset)
+        content = file.read(part.length)
+    if len(content) < part.length:
+        raise PhotoError(f"cut short: {part.length - len(content)} bytes of it lie behind the end of {path.name}")
+    return io.BytesIO(base64.b64decode(content, validate=True) if part.base64 else content)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -112,7 +146,7 @@ class CentreReader:
 
     def __call__(self, photo: Photo) -> Pixels:
         """Read a photo as uint8 (size, size, 3)."""
-        image = open_photo(photo.path, at_least=2 * self.size)
+        image = open_photo(photo, at_least=2 * self.size)
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         square = (left, top, left + side, top + side)

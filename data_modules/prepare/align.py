@@ -35,7 +35,7 @@ class AlignedReader:
         if landmarks is None:
             raise PhotoError(self.reasons.get(photo.name, NO_FACE))
         try:
-            return warp_face(np.asarray(open_photo(photo.path)), landmarks, self.size)
+            return warp_face(np.asarray(open_photo(photo)), landmarks, self.size)
         except ValueError as error:
             raise PhotoError(str(error)) from error
 
@@ -56,7 +56,7 @@ def detecting_reader(photos: Sequence[Photo], size: int, *, root: Path, cache_di
     def look(chunk: Sequence[Photo]) -> Iterable[Finding]:
         if not detector:  # made late: a start that finds everything in the cache needs none
             detector.append(FaceDetector("cuda" if torch.cuda.is_available() else "cpu"))
-        images = list(map_photos(lambda photo: np.asarray(open_photo(photo.path)), chunk))
+        images = list(map_photos(lambda photo: np.asarray(open_photo(photo)), chunk))
         found = iter(detector[0].detect([image for image in images if not isinstance(image, PhotoError)]))
         for image in images:
             landmarks = None if isinstance(image, PhotoError) else next(found)
