@@ -38,6 +38,7 @@ class _Faces(NamedTuple):
     images: Images
     rejected: list[Rejected]
     split: FaceSplit
+    labels: dict[str, Tensor]
 
 
 class FaceDataModule(pl.LightningDataModule):
@@ -88,6 +89,15 @@ class FaceDataModule(pl.LightningDataModule):
         memory_limit: float = 2.0,
     ) -> None:
         super().__init__()
+        for option, value in (
+            ("image_size", image_size),
+            ("batch_size", batch_size),
+            ("attributes_per_query", attributes_per_query),
+        ):
+            if value < 1:
+                raise ValueError(f"{option} is {value}, expected 1 or more")
+        if num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}, expected 0 (no process but this one) or more")
         self.image_size = image_size
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -117,6 +127,12 @@ class FaceDataModule(pl.LightningDataModule):
     @abstractmethod
     def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
         """Why photos cannot be used, by the name of each that cannot; asked of sets that do not fit in memory."""
+
+    # What a data set may say.
+
+    def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
+        """What is known of each photo beside the person: float32 (N, ...) by key of a FaceBatch, NaN where unknown."""
+        return {}
 
     # What is known of the data.
 
@@ -151,7 +167,7 @@ class FaceDataModule(pl.LightningDataModule):
             held_out_photos=self.held_out_photos,
             seed=self.seed,
         )
-        return _Faces(photos, images, rejected, split)
+        return _Faces(photos, images, rejected, split, self.labels(photos))
 
     def _decode(self, photos: list[Photo], read: PhotoReader) -> tuple[MemoryImages, dict[str, str]]:
         """Read all photos; gives the readable ones, and why the others are not."""
@@ -228,7 +244,7 @@ class FaceDataModule(pl.LightningDataModule):
         rank, world_size = self._place()
         partners = SamePersonPartners(faces.split.train, faces.split.identity) if self.partner else None
         loader = TrainingLoader(
-            FaceDataset(faces.images, faces.split.identity, self.seed, self.sample_transforms),
+            FaceDataset(faces.images, faces.split.identity, self.seed, self.sample_transforms, faces.labels),
             TrainingBatches(faces.split.train, self.batch_size, self.seed, rank, world_size, partners),
             self.num_workers if self.sample_transforms or isinstance(faces.images, DiskImages) else 0,
             self._on_gpu(),
@@ -245,7 +261,9 @@ class FaceDataModule(pl.LightningDataModule):
         images, split = self._faces.images, self._faces.split
         workers = self.num_workers if isinstance(images, DiskImages) else 0
         batches = EvaluationBatches(split.train, None, self.batch_size)
-        loader = FaceLoader(FaceDataset(images, split.identity, self.seed), batches, workers, self._on_gpu())
+        loader = FaceLoader(
+            FaceDataset(images, split.identity, self.seed, labels=self._faces.labels), batches, workers, self._on_gpu()
+        )
         self._loaders.append(loader)
         return loader
 
@@ -263,14 +281,14 @@ class FaceDataModule(pl.LightningDataModule):
 
     def _evaluation_loaders(self, stage: str) -> list[FaceLoader]:
         images, split = self._faces.images, self._faces.split
-        queries = {"known": split.known, "unseen": split.unseen[stage]}
+        queries = {"known": split.known[stage], "unseen": split.unseen[stage]}
         everyone = np.concatenate(list(queries.values()))
         draws: dict[str, tuple[Rows, Rows | None]] = {"gallery": (split.gallery, None)}
         for name, rows in queries.items():
             alone = len(np.unique(split.identity[rows])) == 1  # nobody else in the set to take attributes from
             pool = everyone if alone else rows
             draws[name] = draw_other_people(rows, split.identity, pool, self.attributes_per_query, self.seed)
-        dataset = FaceDataset(images, split.identity, self.seed)
+        dataset = FaceDataset(images, split.identity, self.seed, labels=self._faces.labels)
         workers = self.num_workers if isinstance(images, DiskImages) else 0
         batches = [EvaluationBatches(*draws[name], self.batch_size, *self._place()) for name in EVALUATION_SETS]
         loaders = [FaceLoader(dataset, each, workers, self._on_gpu()) for each in batches]

@@ -9,7 +9,8 @@ from torch import Tensor
 EVALUATION_SETS = ("known", "unseen", "gallery")
 """The loaders of `val_dataloader()` and `test_dataloader()`, in the order of Lightning's `dataloader_idx`.
 
-known: held-out photos of people in training; unseen: photos of people who are not; gallery: one photo a person, of all.
+known: held-out photos of people in training, some of them for validation, others for the test; unseen: photos of people
+who are not in training; gallery: one photo a person, of all.
 """
 
 

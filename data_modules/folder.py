@@ -129,12 +129,13 @@ class FaceFolderDataModule(FaceDataModule):
         return find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
 
     def _unlabelled_folder(self) -> Path | None:
-        for folder in (self.root / self.unlabelled, Path(self.unlabelled).expanduser()):
-            if folder.is_dir():
-                return folder
-        if self.unlabelled == "unlabelled":
-            return None
         inside = self.root / self.unlabelled
+        if inside.is_dir():
+            return inside
+        if self.unlabelled == "unlabelled":  # nobody asked for it: a folder of this name elsewhere is not meant
+            return None
+        if (elsewhere := Path(self.unlabelled).expanduser()).is_dir():
+            return elsewhere
         raise FileNotFoundError(
             f"unlabelled: there is no folder '{inside}' nor '{self.unlabelled}'.{_did_you_mean(_nearest(inside))}"
         )

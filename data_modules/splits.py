@@ -25,7 +25,8 @@ class FaceSplit:
         num_train: how many of them train.
         identity: (N,) row -> position in `identity_names`, -1 where the person is unknown.
         train: photos to train on; unknown people are among them.
-        known: held-out photos of training people, less their gallery photo.
+        known: for "val" and "test", held-out photos of training people, less their gallery photo. The two take turns:
+            what was tuned on the one is not reported on the other.
         unseen: for "val" and "test", photos of those people, less their gallery photo.
         gallery: one photo a person, of every person but those training people who have too few photos to spare one.
     """
@@ -34,7 +35,7 @@ class FaceSplit:
     num_train: int
     identity: Rows
     train: Rows
-    known: Rows
+    known: dict[str, Rows]
     unseen: dict[str, Rows]
     gallery: Rows
 
@@ -102,13 +103,14 @@ def split_faces(
             use["train"] += ranked[held_out_photos:]
         else:
             use["train"] += ranked
+    use["known test"], use["known val"] = use["known"][::2], use["known"][1::2]
     rows_for = {key: np.array(sorted(rows), dtype=np.int64) for key, rows in use.items()}
     return FaceSplit(
         identity_names=names,
         num_train=len(train),
         identity=identity,
         train=rows_for["train"],
-        known=rows_for["known"],
+        known={"val": rows_for["known val"], "test": rows_for["known test"]},
         unseen={"val": rows_for["val"], "test": rows_for["test"]},
         gallery=rows_for["gallery"],
     )

@@ -1,6 +1,7 @@
 """From a checkpoint, a file of kept weights or a zoo name to a model that generates; and from a run to kept weights."""
 
 import json
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 from idface import zoo
 from idface.modules.base import FaceModule
 from idface.names import did_you_mean, nearest_path
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -51,7 +54,7 @@ def load_model(checkpoint: str) -> FaceModule:
     """
     path = find_checkpoint(checkpoint)
     recipe, weights = _read(path)
-    model = build(recipe, path)
+    model = _build_even_without_judge(recipe, path)
     for name in model.averaged:
         own = {
             key.removeprefix(f"{name}."): value.float() for key, value in weights.items() if key.startswith(f"{name}.")
@@ -63,6 +66,19 @@ def load_model(checkpoint: str) -> FaceModule:
         except RuntimeError as error:
             raise CheckpointError(f"{path}: the weights of {name} do not fit its recipe: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def _build_even_without_judge(recipe: dict[str, Any] | None, path: Path) -> FaceModule:
+    """The model of a recipe; without its judge if that cannot be had here, for generating needs none."""
+    try:
+        return build(recipe, path)
+    except CheckpointError as error:
+        arguments = (recipe or {}).get("init_args", {})
+        if arguments.get("judge") is None:
+            raise
+        model = build({**(recipe or {}), "init_args": arguments | {"judge": None}}, path)
+        log.warning("%s: goes on without the model's judge, which is not to be had: %s", path, error)
+        return model
 
 
 def build(recipe: Mapping[str, Any] | None, path: Path) -> FaceModule:
@@ -105,7 +121,7 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
         raise CheckpointError(f"--out {out}: weights are kept as safetensors; call the file {out.stem}.safetensors")
     path = find_checkpoint(checkpoint)
     recipe, weights = _read(path)
-    networks = build(recipe, path).averaged
+    networks = _build_even_without_judge(recipe, path).averaged
     kept = {
         key: (value.half() if half else value.float()).contiguous()
         for key, value in weights.items()

@@ -64,7 +64,7 @@ class WandbLogger(loggers.WandbLogger):
             tags=tags,
             settings={"quiet": True},  # says where the files are, and leaves the figures to the files
         )
-        del self._wandb_init["anonymous"]  # Lightning passes it on, W&B warns of it
+        self._wandb_init.pop("anonymous", None)  # Lightning passes it on, W&B warns of it
         self.placed = save_dir is not None
 
     def place(self, folder: Path) -> None:

@@ -8,7 +8,8 @@
         samples/<key>-<step>.png
         wandb/                  Weights & Biases' files
 
-Later stages find the folder from a checkpoint's path. Nothing in it is ever overwritten but `last.ckpt`.
+Later stages find the folder from a checkpoint's path. What a stage wrote is not overwritten by the next, but
+for what tells of the whole run: `last.ckpt`, `summary.json`, `report.html`, `rejected.csv`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """`lightning fit|validate|test|predict`: LightningCLI with run folders, short class names and readable errors."""
 
+import importlib
 import logging
 import os
 import pickle
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
@@ -104,13 +106,15 @@ class TrainingCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # RunReport writes them: no need to keep them all
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # Lightning's table repeats every figure for each loader
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with short class names also on the command line."""
-        self.config = parser.parse_args([_whole_class_path(argument) for argument in cast(list[str], args)])
+        self.config = parser.parse_args(_whole_class_paths(cast(list[str], args)))
 
     @property
     def options(self) -> Namespace:
@@ -240,6 +244,26 @@ class TrainingCLI(LightningCLI):
         self.model.recipe = recipe
 
 
-def _whole_class_path(argument: str) -> str:
-    option, equals, value = argument.partition("=")
-    return f"{option}={class_path(value)}" if equals else class_path(argument)
+def _whole_class_paths(arguments: Iterable[str]) -> list[str]:
+    """The command line with short class names made whole, where a class is meant and not a folder or a name."""
+    result: list[str] = []
+    option = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            result.append(f"{option}={_whole_class_path(option, value)}" if equals else argument)
+        else:
+            result.append(_whole_class_path(option, argument))
+    return result
+
+
+def _whole_class_path(option: str, value: str) -> str:
+    path = class_path(value)
+    if path == value:
+        return value
+    if option in ("--model", "--data") or option.startswith("--trainer.") or option.endswith("class_path"):
+        return path
+    if option.startswith(("--model.", "--data.")):
+        # Whether this takes a class or text depends on the model: the parser knows, and finds a class that is loaded.
+        importlib.import_module(path.rpartition(".")[0])
+    return value

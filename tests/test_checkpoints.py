@@ -118,3 +118,21 @@ def test_misspelt_names_get_the_nearest(tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path / "lst.ckpt"))
     with pytest.raises(CheckpointError, match="Did you mean 'zoo:quickstart'"):
         find_checkpoint("zoo:quickstrat")
+
+
+def test_a_model_whose_judge_is_not_to_be_had_still_generates(
+    trained: tuple[OpenSetIPGAN, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, path = trained
+    content = torch.load(path, weights_only=True)
+    judge = {
+        "class_path": "idface.recognition.mobilefacenet.MobileFaceNet",
+        "init_args": {"weights": str(tmp_path / "gone.pth")},
+    }
+    content["recipe"] = {**RECIPE, "init_args": RECIPE["init_args"] | {"judge": judge}}  # type: ignore[dict-item,operator]
+    torch.save(content, tmp_path / "moved.ckpt")
+    loaded = load_model(str(tmp_path / "moved.ckpt"))
+    assert loaded.judge is None
+    assert "without the model's judge" in caplog.text
+    assert "gone.pth" in caplog.text
+    assert export_weights(str(tmp_path / "moved.ckpt"), tmp_path / "kept.safetensors").is_file()

@@ -15,7 +15,8 @@ import yaml
 import idface.loggers
 import idface.training
 from idface.cli import lightning, main
-from tests.toys import DeepEncoder, ToyModel
+from idface.training import _whole_class_paths
+from tests.toys import ToyModel
 
 BIN = Path(sys.executable).parent
 TOYS = ToyModel.__module__
@@ -419,5 +420,14 @@ class TestVerbs:
         assert Path("runs/toy/0/config.yaml").is_file()
 
 
-def test_toys_are_what_the_tests_take_them_for() -> None:
-    assert DeepEncoder().training
+def test_a_class_name_stays_a_name_where_no_class_is_meant() -> None:
+    arguments = ["fit", "--model", "OpenSetIPGAN", "--data=ORLDataModule", "--data.root", "Images", "--run.name=Draw"]
+    assert _whole_class_paths(arguments) == [
+        "fit",
+        "--model",
+        "idface.modules.ipgan.OpenSetIPGAN",
+        "--data=data_modules.orl.ORLDataModule",
+        "--data.root",
+        "Images",
+        "--run.name=Draw",
+    ]

@@ -45,6 +45,7 @@ class RunReport(Callback):
         steps = trainer.global_step - self._first_step
         fit = {
             "steps": trainer.global_step,
+            "timed_steps": steps,  # those since the run was resumed, if it was
             "seconds": round(seconds, 1),
             "steps_per_second": round(steps / seconds, 3) if seconds else None,
             "device": _device_name(pl_module.device),

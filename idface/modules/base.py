@@ -50,6 +50,9 @@ class FaceModule(LightningModule, ABC):
     gradient_fingerprints: frozenset[str] = frozenset()
     """Fingerprints of the recognisers through which a loss flows, as they were at the start: none of them may judge."""
 
+    input_fingerprints: frozenset[str] = frozenset()
+    """Fingerprints of the recognisers whose embedding the generator is given."""
+
     recipe: dict[str, Any] | None = None
     """Class path and arguments that make this module anew; set by the command line and kept in checkpoints."""
 
@@ -104,12 +107,23 @@ class FaceModule(LightningModule, ABC):
         return {}
 
     def judge_report(self) -> dict[str, Any]:
-        """Who judged: `name`, `fingerprint`, and `independent`, false if a loss flows through the same weights."""
+        """Who judged.
+
+        Returns:
+            `name`; `fingerprint`; `independent`: no loss flows through the same weights; `is_input`: the generator is
+            given its embedding.
+        """
         if self.judge is None:
-            return {"name": None, "fingerprint": None, "independent": True}
+            return {"name": None, "fingerprint": None, "independent": True, "is_input": False}
         fingerprint = self.judge.fingerprint()
         independent = fingerprint not in self.gradient_fingerprints
-        return {"name": self.judge.name, "fingerprint": fingerprint, "independent": independent}
+        is_input = fingerprint in self.input_fingerprints
+        return {
+            "name": self.judge.name,
+            "fingerprint": fingerprint,
+            "independent": independent,
+            "is_input": is_input,
+        }
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -140,7 +154,7 @@ class FaceModule(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Look the optimisers up once: asking Lightning for them every phase costs more than it should."""
-        self._log_interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._log_interval: int = max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         self._phase_index = {name: index for index, name in enumerate(self.phases)}
         self._parameters_of = {name: list(network.parameters()) for name, network in self.phases.items()}
         self._averages = [

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import torch
+from kornia.color import rgb_to_grayscale
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -77,7 +78,8 @@ class OpenSetIPGAN(FaceModule):
         attribute_dim: J, length of f_A; the paper does not give it.
         global_pool: whether the last pooling layer of I and C, whose output is f_I and f_C, is a global average; the
             paper does not say. Without it, the vector is the 4x4 map of the last stage.
-        grey: whether the photos are grey, so that G makes one channel and repeats it.
+        grey: whether the model sees and makes grey pictures: photos in colour are turned grey (the luma of ITU-R
+            BT.601), and G makes one channel and repeats it.
         identity_encoder: a recogniser whose embedding is f_I, in place of the shared I. It stays as it is, and no
             gradient flows through it, so it may also judge.
         precompute_identity: whether `identity_encoder` sees each training photo once, before training and before any
@@ -145,6 +147,7 @@ class OpenSetIPGAN(FaceModule):
         self.discriminator_optimizer = discriminator_optimizer
         self.transformation_weight = transformation_weight
         self.literal_lambda = literal_lambda
+        self.grey = grey
         self.precompute_identity = precompute_identity
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
@@ -159,10 +162,12 @@ class OpenSetIPGAN(FaceModule):
             self.classifier = FaceClassifier(vgg, vgg.out_channels, num_identities)  # C, and I unless one is given
         else:
             self.gradient_fingerprints = frozenset({classifier.fingerprint()})
-            classifier.requires_grad_(fine_tune)
             self.classifier = FaceClassifier(IdentityVector(classifier), classifier.embedding_dim, num_identities)
+            self.classifier.requires_grad_(fine_tune)  # its new head as well
         self.classifier_learns = classifier is None or fine_tune
         self.identity_encoder = None if identity_encoder is None else IdentityVector(identity_encoder)
+        if (giver := identity_encoder or classifier) is not None:
+            self.input_fingerprints = frozenset({giver.fingerprint()})
         self.attribute_encoder = AttributeEncoder(image_size, width, convolutions, attribute_dim)  # A
         identity_dim = identity_encoder.embedding_dim if identity_encoder else self.classifier.feature_dim
         self.generator = InverseVGG(identity_dim + attribute_dim, image_size, width, convolutions, grey)  # G
@@ -207,12 +212,16 @@ class OpenSetIPGAN(FaceModule):
         vectors = torch.zeros(len(data.photos), encoder.recognizer.embedding_dim, device=self.device)
         for batch in data.training_photos():
             image = to_float(batch["image"].to(self.device)).contiguous(memory_format=torch.channels_last)
-            vectors[batch["index"].to(self.device)] = encoder(image)
+            vectors[batch["index"].to(self.device)] = encoder(self.seen(image))
         return vectors
+
+    def seen(self, image: Tensor) -> Tensor:
+        """Photos (B, 3, S, S) as the model sees them: themselves, or grey ones with three equal channels."""
+        return rgb_to_grayscale(image).expand_as(image) if self.grey else image
 
     def pair(self, batch: FaceBatch) -> SourcePair:
         """The batch's identity and attribute sources (Algorithm 1): odd iterations reconstruct, even transform."""
-        image, identity, index = batch["image"], batch["identity"], batch["index"]
+        image, identity, index = self.seen(batch["image"]), batch["identity"], batch["index"]
         if self.transformation_steps and self.iteration % 2 == 1:  # x^a is somebody, for the batch is mixed
             return SourcePair(image, image.roll(1, dims=0), identity, index, self.transformation_weight)
         if self.same_person_share == 0:
@@ -222,7 +231,7 @@ class OpenSetIPGAN(FaceModule):
                 "same_person_share is above 0, but batches carry no partner: set partner: true in the data"
             )
         swap = torch.rand(len(image), device=image.device) < self.same_person_share
-        source = torch.where(swap[:, None, None, None], batch["partner"], image)
+        source = torch.where(swap[:, None, None, None], self.seen(batch["partner"]), image)
         return SourcePair(source, image, identity, torch.where(swap, batch["partner_index"], index), 1.0)
 
     def step(self, batch: FaceBatch) -> None:
@@ -273,6 +282,7 @@ class OpenSetIPGAN(FaceModule):
     @torch.no_grad()
     def encode_identity(self, image: Tensor) -> Tensor:
         """f_I (B, I) of photos, float (B, 3, S, S) in [-1, 1]."""
+        image = self.seen(image)
         if self.identity_encoder is not None:
             vector: Tensor = self.identity_encoder(image)
             return vector
@@ -283,7 +293,7 @@ class OpenSetIPGAN(FaceModule):
     @torch.no_grad()
     def encode_attributes(self, image: Tensor) -> Tensor:
         """The mean of f_A, (B, J), of photos, float (B, 3, S, S) in [-1, 1]."""
-        mean: Tensor = self.trained("attribute_encoder")(image)[0]
+        mean: Tensor = self.trained("attribute_encoder")(self.seen(image))[0]
         return mean
 
     @torch.no_grad()
@@ -332,8 +342,9 @@ class OpenSetIPGAN(FaceModule):
         partner = batch["partner"]
         result = self.recombine(image, partner)
         self._grids[split].add(image, identity, partner, batch["partner_identity"])
-        background = (result - partner).square().mean()  # how much of the attribute photo is still there, roughly
-        reconstruction = 2 * reconstruction_loss(self.recombine(partner, partner), partner)
+        seen = self.seen(partner)
+        background = (result - seen).square().mean()  # how much of the attribute photo is still there, roughly
+        reconstruction = 2 * reconstruction_loss(self.recombine(partner, partner), seen)
         names = {"attribute_error": background, "reconstruction_error": reconstruction}
         self.log_dict(
             {f"{stage}/pixels/{split}/{name}": value for name, value in names.items()},

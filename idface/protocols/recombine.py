@@ -65,9 +65,10 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
     model.to(device)
     rejected: list[tuple[Path, str]] = []
     detector = FaceDetector(device) if align else None
-    sources = _read(identity, "identity", model.image_size, detector, rejected)
-    targets = _read(attributes, "attributes", model.image_size, detector, rejected)
+    sources = _read(identity, "identity", model.image_size, detector, rejected, out)
+    targets = _read(attributes, "attributes", model.image_size, detector, rejected, out)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "rejected.csv").unlink(missing_ok=True)  # of an earlier call
     if rejected:
         _write_csv(out / "rejected.csv", ("file", "reason"), rejected)
         log.warning("%d photos cannot be used; see %s", len(rejected), out / "rejected.csv")
@@ -128,10 +129,12 @@ def _similarities(
 
 
 def _read(
-    path: Path, option: str, size: int, detector: FaceDetector | None, rejected: list[tuple[Path, str]]
+    path: Path, option: str, size: int, detector: FaceDetector | None, rejected: list[tuple[Path, str]], out: Path
 ) -> _Faces:
-    """The usable faces of a photo or folder, at `size`; the others go to `rejected`."""
+    """The usable faces of a photo or folder, at `size`, but for those in `out`; the others go to `rejected`."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    made = out.resolve()
+    files = [file for file in files if made not in file.resolve().parents]  # results of an earlier call are no photos
     names: list[str] = []
     pictures: list[Picture] = []
     for file in track(files, f"Reading {option}", transient=True, disable=len(files) < 10):

@@ -16,8 +16,9 @@ class Recognizer(nn.Module, ABC):
     """A frozen network that tells whose face it is shown.
 
     It takes pictures in the common aligned frame (see `alignment`), in [-1, 1] and of any size, and does its own
-    cropping, resizing and scaling. Gradients flow to the picture, never to the weights: they ask for none, and the
-    network stays in evaluation mode whatever the module around it does. It computes in float32, also under autocast.
+    cropping, resizing and scaling. Gradients flow to the picture, not to the weights, unless somebody asks for that
+    (`requires_grad_`); the network stays in evaluation mode whatever the module around it does. It computes in float32,
+    also under autocast.
 
     Two faces are compared by `distance`, the squared distance of their unit vectors; `thresholds` says which distances
     mean the same person.

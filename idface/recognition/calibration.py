@@ -1,10 +1,10 @@
 """How far apart two embeddings of one person lie: verification on labelled pairs, and the thresholds that follow.
 
-    python -m idface.recognition.calibration dlib
+    python -m idface.recognition.calibration dlib --store
     python -m idface.recognition.calibration mobilefacenet:FILE --lfw FOLDER
 
-The first measures a recogniser on all 79,800 pairs of the 400 ORL faces and stores the result in `calibration.json`
-beside this file. With `--lfw` it also prints, but does not store, the result on Labeled Faces in the Wild.
+Each measures a recogniser on all 79,800 pairs of the 400 ORL faces; `--store` keeps the result in `calibration.json`
+beside this file. With `--lfw` it also prints, but never stores, the result on Labeled Faces in the Wild.
 """
 
 import argparse
@@ -207,23 +207,25 @@ def calibrate(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure a recogniser on the ORL faces, store the result and print it."""
+    """Measure a recogniser on the ORL faces and print the result."""
     from idface.recognition import orl
     from idface.recognition.build import KINDS, build_recognizer
 
     parser = argparse.ArgumentParser("python -m idface.recognition.calibration", description=main.__doc__)
     parser.add_argument("recognizer", help=f"one of {KINDS}")
     parser.add_argument("--lfw", type=Path, metavar="FOLDER", help="also measure on LFW: pairs.txt, lfw-deepfunneled/")
+    parser.add_argument("--store", action="store_true", help=f"keep the ORL result in {STORE.name}")
     options = parser.parse_args(arguments)
 
     recognizer = build_recognizer(options.recognizer)
     data = f"the {orl.PEOPLE * orl.PHOTOS} ORL faces of {orl.PEOPLE} people, aligned at 150x150"
     calibration = calibrate(recognizer, orl.aligned_photos(150), orl.identities(), data)
-    calibration.save()
     print(f"{recognizer.name} ({calibration.fingerprint}) on {calibration.data}")
     print(f"  unit embeddings, squared distance: {_summary(calibration.unit)}")
     print(f"  raw embeddings, distance:          {_summary(calibration.raw)}")
-    print(f"  stored in {STORE.name}")
+    if options.store:
+        calibration.save()
+        print(f"  stored in {STORE.name}")
     if options.lfw:
         from idface.recognition.lfw import verify_on_lfw
 

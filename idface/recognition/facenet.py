@@ -95,5 +95,6 @@ def _cached_weights(pretrained: str, download: bool) -> Path:
                 "or have it fetched with 'download=True'"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
+        # No checksum is published; what comes is loaded as weights only, so that it cannot run code.
         torch.hub.download_url_to_file(url, str(path))
     return path

@@ -22,14 +22,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from kornia.augmentation import RandomHorizontalFlip
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from data_modules.base import FaceDataModule
 from data_modules.batch import FaceBatch, to_float
 from data_modules.orl import ORLDataModule
 from idface.checkpoints import build
+from idface.cli import lightning
 from idface.losses.adversarial import discriminator_loss
 from idface.losses.classification import identity_loss
 from idface.losses.matching import feature_matching_loss, reconstruction_loss
@@ -40,6 +41,7 @@ from idface.names import whole_class_paths
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
+FLIP = {"class_path": "kornia.augmentation.RandomHorizontalFlip"}
 ROUNDS = 3
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -61,8 +63,6 @@ class Case(NamedTuple):
 
 def recipe(case: Case) -> tuple[OpenSetIPGAN, FaceDataModule]:
     """The model and the data of a recipe, with a flip of kornia's as its only augmentation, which both loops share."""
-    from kornia.augmentation import RandomHorizontalFlip
-
     config = whole_class_paths(yaml.safe_load((EXPERIMENTS / case.name).read_text("utf-8")))
     arguments = config["data"]["init_args"]
     data = ORLDataModule(**(arguments | {"batch_transforms": [RandomHorizontalFlip()], "batch_size": case.batch_size}))
@@ -80,37 +80,42 @@ def now() -> float:
 
 
 class Clock(Callback):
+    """Times the batches after a warm-up, in Trainer.fit."""
+
+    seconds = 0.0
+
     def __init__(self, warmup: int) -> None:
-        self.warmup, self.start, self.stop = warmup, 0.0, 0.0
+        self.warmup = warmup
+        self.start = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self.warmup:
             self.start = now()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop = now()
+        elif trainer.global_step == trainer.max_steps:
+            Clock.seconds = (now() - self.start) / (trainer.max_steps - self.warmup)
 
 
 def framework(case: Case) -> float:
-    """Seconds a batch in `Trainer.fit`, with a CSV log every ten batches and the progress bar."""
-    model, data = recipe(case)
-    clock = Clock(case.warmup)
+    """Seconds a batch in `lightning fit`, with the recipe's loggers (W&B offline), callbacks and progress bar."""
+    overlay = {
+        "model": {"init_args": {"compile": case.compile}},
+        "data": {"init_args": {"batch_size": case.batch_size, "batch_transforms": [FLIP]}},
+        "trainer": {
+            "accelerator": "auto",
+            "devices": 1,
+            "max_steps": case.warmup + case.steps,
+            "precision": case.precision,
+            "log_every_n_steps": 10,
+            "limit_val_batches": 0,
+        },
+    }
+    clock = {"class_path": "tests.benchmarks.bench_training.Clock", "init_args": {"warmup": case.warmup}}
     with TemporaryDirectory() as folder:
-        Trainer(
-            max_steps=case.warmup + case.steps,
-            accelerator="auto",
-            devices=1,
-            precision=case.precision,  # type: ignore[arg-type]
-            logger=CSVLogger(folder),
-            log_every_n_steps=10,
-            callbacks=[clock],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-        ).fit(model, data)
-    return (clock.stop - clock.start) / case.steps
+        path = Path(folder) / "overlay.yaml"
+        path.write_text(yaml.safe_dump(overlay))
+        arguments = ["--config", str(EXPERIMENTS / case.name), "--config", str(path), f"--run.root={folder}"]
+        lightning(["fit", *arguments, f"--trainer.callbacks+={json.dumps(clock)}"])
+    return sys.modules["tests.benchmarks.bench_training"].Clock.seconds  # type: ignore[no-any-return]
 
 
 def plain_batches(data: FaceDataModule) -> Iterator[FaceBatch]:

@@ -22,14 +22,15 @@ def test_golden() -> None:
     result = split([person for person in PEOPLE[:6] for _ in range(4)], val_identities=1, test_identities=1)
     assert result.identity_names == ["p00", "p01", "p04", "p05", "p03", "p02"]
     assert result.train.tolist() == [0, 2, 4, 5, 16, 17, 20, 23]
-    assert result.known.tolist() == [1, 6, 18, 21]
+    assert result.known["test"].tolist() == [1, 18]
+    assert result.known["val"].tolist() == [6, 21]
     assert {stage: rows.tolist() for stage, rows in result.unseen.items()} == {"val": [12, 13, 15], "test": [9, 10, 11]}
     assert result.gallery.tolist() == [3, 7, 8, 14, 19, 22]
 
 
 def test_every_photo_has_one_use() -> None:
     result = split([person for n, person in enumerate(PEOPLE) for _ in range(1 + n % 6)] + [None] * 5)
-    uses = [result.train, result.known, result.unseen["val"], result.unseen["test"], result.gallery]
+    uses = [result.train, *result.known.values(), result.unseen["val"], result.unseen["test"], result.gallery]
     assert sorted(np.concatenate(uses).tolist()) == list(range(len(result.identity)))
     assert set(range(len(result.identity) - 5, len(result.identity))) <= set(result.train.tolist())
 
@@ -41,9 +42,9 @@ def test_the_order_of_the_list_does_not_matter() -> None:
     left = split(people, photos)
     right = split([people[row] for row in shuffled], [photos[row] for row in shuffled])
     assert left.identity_names == right.identity_names
-    for use in ("train", "known", "gallery"):
-        named = {photos[row] for row in getattr(left, use)}
-        assert named == {photos[shuffled[row]] for row in getattr(right, use)}
+    for uses in zip(*[(each.train, each.gallery, *each.known.values()) for each in (left, right)], strict=True):
+        named = [{photos[row] for row in uses[0]}, {photos[shuffled[row]] for row in uses[1]}]
+        assert named[0] == named[1]
 
 
 def test_a_newcomer_moves_few() -> None:
@@ -71,7 +72,7 @@ def test_who_has_too_few_photos_only_trains(held_out: int) -> None:
     for number, person in enumerate(result.identity_names):
         spared = held_out if held_out and counts[person] >= 2 * held_out else 0
         assert np.sum(result.identity[result.train] == number) == counts[person] - spared
-        assert np.sum(result.identity[result.known] == number) == max(spared - 1, 0)
+        assert np.sum(result.identity[np.concatenate(list(result.known.values()))] == number) == max(spared - 1, 0)
         assert np.sum(result.identity[result.gallery] == number) == min(spared, 1)
 
 

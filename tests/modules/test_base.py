@@ -234,7 +234,10 @@ def test_bfloat16_keeps_the_kl_term_and_the_logits_in_float32() -> None:
 
 def test_a_judge_that_was_a_loss_is_reported() -> None:
     assert small_ipgan(judge=DlibResNet()).judge_report()["independent"]
-    assert small_ipgan(judge=DlibResNet(), identity_encoder=DlibResNet()).judge_report()["independent"]
+    given = small_ipgan(judge=DlibResNet(), identity_encoder=DlibResNet()).judge_report()
+    assert given["independent"]
+    assert given["is_input"]
+    assert not small_ipgan(judge=DlibResNet()).judge_report()["is_input"]
     for fine_tune in (False, True):
         model = small_ipgan(judge=DlibResNet(), classifier=DlibResNet(), fine_tune=fine_tune, optimizer=adam)
         trainer(1).fit(model, loader())

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from data_modules.orl import orl_root
-from idface.checkpoints import CheckpointError
+from idface.checkpoints import CheckpointError, load_model
+from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import is_marked_synthetic
 from idface.protocols.recombine import recombine
 
@@ -73,6 +74,20 @@ def test_without_alignment_the_middle_square_is_taken(photos: Path) -> None:
     Image.new("RGB", (80, 64), "white").save(photos / "plain.png")
     recombine("zoo:quickstart", photos / "a" / "1.png", photos / "plain.png", photos / "out", align=False)
     assert len(rows(photos / "out" / "results.csv")) == 1
+
+
+def test_results_of_an_earlier_call_are_no_photos(photos: Path) -> None:
+    for _ in range(2):
+        recombine("zoo:quickstart", photos / "a", photos, photos / "out", align=False)
+        assert len(rows(photos / "out" / "results.csv")) == 2 * 3
+
+
+def test_a_grey_model_sees_grey_photos(photos: Path) -> None:
+    model = load_model("zoo:quickstart")
+    assert isinstance(model, OpenSetIPGAN)
+    colour = torch.rand(2, 3, 64, 64) * 2 - 1
+    grey = (colour * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).expand_as(colour)
+    torch.testing.assert_close(model.recombine(colour, colour), model.recombine(grey, grey), rtol=0, atol=1e-4)
 
 
 def test_another_models_checkpoint_is_refused(photos: Path) -> None:

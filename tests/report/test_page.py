@@ -38,8 +38,10 @@ def run(tmp_path: Path) -> Path:
 
 def finish(run: Path, independent: bool) -> None:
     metrics = {f"test/identity/{name}/{key}": value for name in ("known", "unseen") for key, value in FIGURES.items()}
-    judge = {"name": "dlib", "fingerprint": "0123456789ab", "independent": independent}
-    fit: dict[str, Any] = dict.fromkeys(("steps", "seconds", "steps_per_second", "device", "precision", "torch"), 7)
+    judge = {"name": "dlib", "fingerprint": "0123456789ab", "independent": independent, "is_input": True}
+    fit: dict[str, Any] = dict.fromkeys(
+        ("steps", "timed_steps", "seconds", "steps_per_second", "device", "precision", "torch"), 7
+    )
     fit["data"] = {"class": "ORLDataModule", "training_people": 32}
     (run / SUMMARY).write_text(json.dumps({"fit": fit, "test": {"metrics": metrics, "judge": judge}}))
     for name in ("known", "unseen"):
@@ -55,6 +57,7 @@ def test_a_finished_run_shows_figures_judge_grids_and_curves(run: Path) -> None:
     assert page.count("data:image/svg+xml;base64,") == 2
     assert "knows 32 people" in page
     assert "not independent" not in page
+    assert "the generator was given its embedding" in " ".join(page.split())
 
 
 def test_the_page_needs_no_network_and_fits_a_phone(run: Path) -> None:
