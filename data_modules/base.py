@@ -134,6 +134,14 @@ class FaceDataModule(pl.LightningDataModule):
         """What is known of each photo beside the person: float32 (N, ...) by key of a FaceBatch, NaN where unknown."""
         return {}
 
+    def assigned(self, photos: Sequence[Photo]) -> dict[str, str] | None:
+        """ "train", "val" or "test" for each person, where the set says so itself; None splits by hash."""
+        return None
+
+    def verify(self) -> list[str]:
+        """What is missing or damaged in the copy at hand, a sentence each; empty if nothing was found."""
+        return []
+
     # What is known of the data.
 
     @cached_property
@@ -166,6 +174,7 @@ class FaceDataModule(pl.LightningDataModule):
             test_identities=self.test_identities,
             held_out_photos=self.held_out_photos,
             seed=self.seed,
+            assigned=self.assigned(photos),
         )
         return _Faces(photos, images, rejected, split, self.labels(photos))
 

@@ -4,7 +4,7 @@ A split is a function of names and a seed alone. Names are ranked by a cryptogra
 every machine and version, in whatever order a file system lists them; and a person who joins the set moves few others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
@@ -48,6 +48,7 @@ def split_faces(
     test_identities: int | float,
     held_out_photos: int,
     seed: int,
+    assigned: Mapping[str, str] | None = None,
 ) -> FaceSplit:
     """Split photos so that training, validation and test share no person, and no held-out photo is trained on.
 
@@ -59,6 +60,8 @@ def split_faces(
         held_out_photos: photos to hold out of each training person, the gallery photo being one of them. Who has fewer
             than twice as many photos only trains.
         seed: another seed, another split.
+        assigned: "train", "val" or "test" for each person, where the data set itself says so; the two numbers of people
+            then have no effect. Who is to be validated or tested on and has a single photo is not used.
 
     Raises:
         ValueError: when too few people are left to train or to hold out.
@@ -70,6 +73,10 @@ def split_faces(
 
     # People with a single photo can be looked for in a gallery or stand in it, never both: they train.
     candidates = _shuffled([person for person, rows in rows_of.items() if len(rows) > 1], seed)
+    if assigned is not None:
+        candidates = [person for use in ("val", "test") for person in candidates if assigned[person] == use]
+        val_identities = sum(assigned[person] == "val" for person in candidates)
+        test_identities = len(candidates) - val_identities
     num_val = _count(val_identities, len(rows_of), "val_identities")
     num_test = _count(test_identities, len(rows_of), "test_identities")
     if num_val + num_test > len(candidates):
@@ -77,14 +84,15 @@ def split_faces(
             f"val_identities={val_identities} and test_identities={test_identities} ask for {num_val} + {num_test} "
             f"people with two photos or more; the data set has {len(candidates)} such people: ask for fewer"
         )
-    if num_val + num_test >= len(rows_of):
+    val = sorted(candidates[:num_val])
+    test = sorted(candidates[num_val : num_val + num_test])
+    rest = rows_of.keys() - set(val) - set(test)
+    train = sorted(person for person in rest if assigned is None or assigned[person] == "train")
+    if not train:
         raise ValueError(
             f"val_identities={val_identities} and test_identities={test_identities} leave nobody to train on, "
             f"for the data set has {len(rows_of)} people: ask for fewer"
         )
-    val = sorted(candidates[:num_val])
-    test = sorted(candidates[num_val : num_val + num_test])
-    train = sorted(rows_of.keys() - set(val) - set(test))
 
     use: dict[str, list[int]] = {"train": [], "known": [], "val": [], "test": [], "gallery": []}
     use["train"] += [row for row, person in enumerate(people) if person is None]

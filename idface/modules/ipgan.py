@@ -1,6 +1,6 @@
 """Bao et al. 2018, *Towards Open-Set Identity Preserving Face Synthesis*."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -335,16 +335,18 @@ class OpenSetIPGAN(FaceModule):
         image, identity = batch["image"], batch["identity"]
         if split == "gallery":
             if self.judge is not None:
-                embedding = self.judge(image)
+                embedding = self._judged(image, batch["index"])
                 for metric in self._identity_metrics().values():
                     metric.update_gallery(embedding, identity)
             return
         partner = batch["partner"]
-        result = self.recombine(image, partner)
+        attributes = self.encode_attributes(partner)
+        result = self.generate(self._encoded(image, batch["index"]), attributes)
         self._grids[split].add(image, identity, partner, batch["partner_identity"])
+        reconstructed = self.generate(self._encoded(partner, batch["partner_index"]), attributes)
         seen = self.seen(partner)
         background = (result - seen).square().mean()  # how much of the attribute photo is still there, roughly
-        reconstruction = 2 * reconstruction_loss(self.recombine(partner, partner), seen)
+        reconstruction = 2 * reconstruction_loss(reconstructed, seen)
         names = {"attribute_error": background, "reconstruction_error": reconstruction}
         self.log_dict(
             {f"{stage}/pixels/{split}/{name}": value for name, value in names.items()},
@@ -353,11 +355,15 @@ class OpenSetIPGAN(FaceModule):
             sync_dist=True,
         )
         if self.judge is not None:
-            self._identity_metrics()[split].update(self.judge(result), self.judge(image), self.judge(partner), identity)
+            sources = self._judged(image, batch["index"]), self._judged(partner, batch["partner_index"])
+            self._identity_metrics()[split].update(self.judge(result), *sources, identity)
 
     def on_validation_epoch_start(self) -> None:
         """Start the evaluation anew."""
         self._grids = {split: _GridPhotos() for split in EVALUATION_SETS[:2]}
+        self._encoded = _OncePerPhoto(self.encode_identity)
+        if self.judge is not None:
+            self._judged = _OncePerPhoto(self.judge)
         for metric in self._identity_metrics().values():
             metric.reset()
 
@@ -385,6 +391,26 @@ class OpenSetIPGAN(FaceModule):
     def sample_grids(self) -> dict[str, Picture]:
         """A recombination grid for each evaluation set of the epoch just run: `known` and `unseen`."""
         return {split: photos.render(self) for split, photos in self._grids.items() if photos.rows}
+
+
+class _OncePerPhoto:
+    """Vectors of photos that come up in many pairs, each computed once an evaluation.
+
+    Args:
+        function: images (B, 3, S, S) to vectors (B, D).
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+        self.vectors: dict[int, Tensor] = {}
+
+    def __call__(self, image: Tensor, index: Tensor) -> Tensor:
+        """The vectors (B, D) of photos (B, 3, S, S) by their rows in the data set, int64 (B,)."""
+        photos = index.tolist()
+        new = {photo: row for row, photo in enumerate(photos) if photo not in self.vectors}
+        if new:
+            self.vectors.update(zip(new, self.function(image[list(new.values())]), strict=True))
+        return torch.stack([self.vectors[photo] for photo in photos])
 
 
 class _GridPhotos:
