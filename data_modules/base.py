@@ -3,7 +3,7 @@
 import csv
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,9 +134,22 @@ class FaceDataModule(pl.LightningDataModule):
         """What is known of each photo beside the person: float32 (N, ...) by key of a FaceBatch, NaN where unknown."""
         return {}
 
-    def assigned(self, photos: Sequence[Photo]) -> dict[str, str] | None:
-        """ "train", "val" or "test" for each person, where the set says so itself; None splits by hash."""
-        return None
+    def split_photos(self, photos: Sequence[Photo], assigned: Mapping[str, str] | None = None) -> FaceSplit:
+        """Which photo is used for what; see `split_faces`. A set that comes with a split overrides this."""
+        if (people := len({photo.person for photo in photos} - {None})) < 2:
+            raise ValueError(
+                f"{type(self).__name__} found {len(photos)} usable photos of {people} known people, "
+                "expected two people or more"
+            )
+        return split_faces(
+            [photo.name for photo in photos],
+            [photo.person for photo in photos],
+            val_identities=self.val_identities,
+            test_identities=self.test_identities,
+            held_out_photos=self.held_out_photos,
+            seed=self.seed,
+            assigned=assigned,
+        )
 
     def verify(self) -> list[str]:
         """What is missing or damaged in the copy at hand, a sentence each; empty if nothing was found."""
@@ -160,22 +173,12 @@ class FaceDataModule(pl.LightningDataModule):
         photos = [photo for photo in photos if photo.name not in reasons]
         left_out = f"{len(rejected)} of {len(listed)} files are left out"
         left_out += "".join(f"\n  {path}: {reason}" for path, reason in rejected[:5]) + "\n  ..." * (len(rejected) > 5)
-        if (people := len({photo.person for photo in photos} - {None})) < 2:
-            raise ValueError(
-                f"{type(self).__name__} found {len(photos)} usable photos of {people} known people, "
-                f"expected two people or more; {left_out}"
-            )
+        try:
+            split = self.split_photos(photos)
+        except ValueError as error:
+            raise ValueError(f"{error}; {left_out}") from error
         if rejected:
             log.warning("%s", left_out)
-        split = split_faces(
-            [photo.name for photo in photos],
-            [photo.person for photo in photos],
-            val_identities=self.val_identities,
-            test_identities=self.test_identities,
-            held_out_photos=self.held_out_photos,
-            seed=self.seed,
-            assigned=self.assigned(photos),
-        )
         return _Faces(photos, images, rejected, split, self.labels(photos))
 
     def _decode(self, photos: list[Photo], read: PhotoReader) -> tuple[MemoryImages, dict[str, str]]:
@@ -290,13 +293,15 @@ class FaceDataModule(pl.LightningDataModule):
 
     def _evaluation_loaders(self, stage: str) -> list[FaceLoader]:
         images, split = self._faces.images, self._faces.split
+        # Unknown people count as different ones, or nothing of them could be paired.
+        person = np.where(split.identity < 0, -1 - np.arange(len(split.identity)), split.identity)
         queries = {"known": split.known[stage], "unseen": split.unseen[stage]}
         everyone = np.concatenate(list(queries.values()))
         draws: dict[str, tuple[Rows, Rows | None]] = {"gallery": (split.gallery, None)}
         for name, rows in queries.items():
-            alone = len(np.unique(split.identity[rows])) == 1  # nobody else in the set to take attributes from
+            alone = len(np.unique(person[rows])) == 1  # nobody else in the set to take attributes from
             pool = everyone if alone else rows
-            draws[name] = draw_other_people(rows, split.identity, pool, self.attributes_per_query, self.seed)
+            draws[name] = draw_other_people(rows, person, pool, self.attributes_per_query, self.seed)
         dataset = FaceDataset(images, split.identity, self.seed, labels=self._faces.labels)
         workers = self.num_workers if isinstance(images, DiskImages) else 0
         batches = [EvaluationBatches(*draws[name], self.batch_size, *self._place()) for name in EVALUATION_SETS]

@@ -35,6 +35,9 @@ class FaceBatch(TypedDict, total=False):
     sex: NotRequired[Tensor]  # float32 (B,), -1 female, 1 male
     age: NotRequired[Tensor]  # float32 (B,), years
     attributes: NotRequired[Tensor]  # float32 (B, number of attributes), -1 absent, 1 present
+    yaw: NotRequired[Tensor]  # float32 (B,), degrees, negative where the person's left side shows
+    camera: NotRequired[Tensor]  # float32 (B,), Multi-PIE's number: 51 for 05_1
+    illumination: NotRequired[Tensor]  # float32 (B,), Multi-PIE's, 0 to 19
     landmarks: NotRequired[Tensor]  # float32 (B, 5, 2), pixels (x, y), in the order of FACE_TEMPLATE
     path: NotRequired[list[str]]
 

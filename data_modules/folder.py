@@ -1,9 +1,6 @@
 """A folder of photos per person: the simplest format, for sets of one's own."""
 
-import difflib
-import os
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import albumentations
@@ -11,6 +8,7 @@ from torch import nn
 
 from data_modules.base import FaceDataModule
 from data_modules.cache import find_unreadable
+from data_modules.files import did_you_mean, files_below, nearest_folder, portable
 from data_modules.photos import CentreReader, Photo, PhotoReader, Rejected
 from data_modules.prepare.align import AlignedReader, detecting_reader
 
@@ -87,7 +85,7 @@ class FaceFolderDataModule(FaceDataModule):
         self.unlabelled = unlabelled
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         if not self.root.is_dir():
-            raise FileNotFoundError(f"root: there is no folder '{self.root}'.{_did_you_mean(_nearest(self.root))}")
+            raise FileNotFoundError(f"root: there is no folder '{self.root}'.{did_you_mean(nearest_folder(self.root))}")
 
     def list_photos(self) -> list[Photo | Rejected]:
         """The files below the people's folders; hidden files, and those in nobody's folder, are rejected."""
@@ -102,17 +100,17 @@ class FaceFolderDataModule(FaceDataModule):
         if len(people) < 2:
             raise ValueError(
                 f"root: '{self.root}' holds {len(people)} person's folder(s), expected two or more, as in "
-                f"{self.root / '<person>' / '<photo>'}.{_did_you_mean(_where_people_are(people))}"
+                f"{self.root / '<person>' / '<photo>'}.{did_you_mean(_where_people_are(people))}"
             )
         folders = [(folder.name, folder) for folder in people] + ([(None, unlabelled)] if unlabelled else [])
         for person, folder in folders:
-            for path in _files(folder):
+            for path in files_below(folder):
                 if path.name.startswith("."):
                     entries.append(Rejected(path, "hidden file"))
                 else:
                     name = path.relative_to(folder).as_posix()
                     entries.append(
-                        Photo(_portable(f"{person or 'unlabelled:'}/{name}"), person and _portable(person), path)
+                        Photo(portable(f"{person or 'unlabelled:'}/{name}"), person and portable(person), path)
                     )
         return entries
 
@@ -137,33 +135,8 @@ class FaceFolderDataModule(FaceDataModule):
         if (elsewhere := Path(self.unlabelled).expanduser()).is_dir():
             return elsewhere
         raise FileNotFoundError(
-            f"unlabelled: there is no folder '{inside}' nor '{self.unlabelled}'.{_did_you_mean(_nearest(inside))}"
+            f"unlabelled: there is no folder '{inside}' nor '{self.unlabelled}'.{did_you_mean(nearest_folder(inside))}"
         )
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder, in the order of their names; hidden folders are passed over."""
-    for current, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(current, name) for name in sorted(files))
-
-
-def _portable(name: str) -> str:
-    """The same for a name whichever way the file system composes its accents."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _nearest(missing: Path) -> Path | None:
-    """The existing folder most like one that does not exist: the first missing part of its path is the misspelt one."""
-    while not missing.parent.is_dir() and missing != missing.parent:
-        missing = missing.parent
-    names = [entry.name for entry in missing.parent.iterdir() if entry.is_dir()] if missing.parent.is_dir() else []
-    like = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.5)
-    return missing.with_name(like[0]) if like else None
-
-
-def _did_you_mean(folder: Path | None) -> str:
-    return "" if folder is None else f" Did you mean '{folder}'?"
 
 
 def _where_people_are(people: list[Path]) -> Path | None:
