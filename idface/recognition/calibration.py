@@ -1,10 +1,9 @@
 """How far apart two embeddings of one person lie: verification on labelled pairs, and the thresholds that follow.
 
     python -m idface.recognition.calibration dlib --store
-    python -m idface.recognition.calibration mobilefacenet:FILE --lfw FOLDER
 
-Each measures a recogniser on all 79,800 pairs of the 400 ORL faces; `--store` keeps the result in `calibration.json`
-beside this file. With `--lfw` it also prints, but never stores, the result on Labeled Faces in the Wild.
+measures a recogniser on all 79,800 pairs of the 400 ORL faces; `--store` keeps the result in `calibration.json` beside
+this file.
 """
 
 import argparse
@@ -213,7 +212,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser("python -m idface.recognition.calibration", description=main.__doc__)
     parser.add_argument("recognizer", help=f"one of {KINDS}")
-    parser.add_argument("--lfw", type=Path, metavar="FOLDER", help="also measure on LFW: pairs.txt, lfw-deepfunneled/")
     parser.add_argument("--store", action="store_true", help=f"keep the ORL result in {STORE.name}")
     options = parser.parse_args(arguments)
 
@@ -221,20 +219,15 @@ def main(arguments: list[str] | None = None) -> None:
     data = f"the {orl.PEOPLE * orl.PHOTOS} ORL faces of {orl.PEOPLE} people, aligned at 150x150"
     calibration = calibrate(recognizer, orl.aligned_photos(150), orl.identities(), data)
     print(f"{recognizer.name} ({calibration.fingerprint}) on {calibration.data}")
-    print(f"  unit embeddings, squared distance: {_summary(calibration.unit)}")
-    print(f"  raw embeddings, distance:          {_summary(calibration.raw)}")
+    print(f"  unit embeddings, squared distance: {summary(calibration.unit)}")
+    print(f"  raw embeddings, distance:          {summary(calibration.raw)}")
     if options.store:
         calibration.save()
         print(f"  stored in {STORE.name}")
-    if options.lfw:
-        from idface.recognition.lfw import verify_on_lfw
-
-        result, missed = verify_on_lfw(recognizer, options.lfw)
-        print(f"{recognizer.name} on {result.pairs:,} pairs of LFW, {missed} photos without a detected face")
-        print(f"  unit embeddings, squared distance: {_summary(result)}")
 
 
-def _summary(result: Verification) -> str:
+def summary(result: Verification) -> str:
+    """A result in a line."""
     return (
         f"AUC {result.auc:.5f}, accuracy {result.accuracy:.4f} +- {result.accuracy_std:.4f}, "
         f"equal error {result.equal_error_rate:.4f} at {result.equal_error_threshold:.3f}, "

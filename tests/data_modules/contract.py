@@ -18,7 +18,9 @@ Make = Callable[..., FaceDataModule]
 
 
 def same(left: FaceBatch, right: FaceBatch) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    return left.keys() == right.keys() and all(
+        torch.allclose(left[key], right[key], rtol=0, atol=0, equal_nan=True) for key in left
+    )
 
 
 def gather(loader: Any, key: str) -> list[int]:

@@ -1,5 +1,9 @@
-"""Labeled Faces in the Wild, the set that recognisers are compared on (Huang et al. 2007, UMass Amherst TR 07-49)."""
+"""Verification on Labeled Faces in the Wild, what recognisers are compared by.
 
+python -m idface.protocols.verification dlib --lfw FOLDER
+"""
+
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -7,39 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from data_modules.lfw import FOLDERS, read_pairs
 from idface.recognition.alignment import FaceDetector, warp_face
 from idface.recognition.base import Recognizer, distance
-from idface.recognition.calibration import Verification, embed, verify
-
-Photo = tuple[str, int]  # the person and the number of the photo
+from idface.recognition.build import KINDS, build_recognizer
+from idface.recognition.calibration import Verification, embed, summary, verify
 
 # Mean landmarks of the deep-funneled photos, 250x250: stands in where no face is detected.
 FUNNELED = ((105.2, 113.3), (147.3, 112.3), (126.6, 137.6), (108.4, 159.1), (145.7, 158.3))
-
-
-def read_pairs(file: Path) -> tuple[list[tuple[Photo, Photo]], np.ndarray]:
-    """Read LFW's `pairs.txt`: folds of as many same-person as different-person pairs.
-
-    Returns:
-        The pairs, and (P,) int64 which fold each belongs to.
-
-    Raises:
-        ValueError: a line is neither a same-person nor a different-person pair, or their number is not the announced
-            one.
-    """
-    (folds, each), *lines = (line.split() for line in file.read_text().splitlines() if line.strip())
-    pairs: list[tuple[Photo, Photo]] = []
-    for line in lines:
-        match line:
-            case (person, a, b):
-                pairs.append(((person, int(a)), (person, int(b))))
-            case (person, a, other, b):
-                pairs.append(((person, int(a)), (other, int(b))))
-            case _:
-                raise ValueError(f"{file}: expected 'name number number' or 'name number name number', found {line}")
-    if len(pairs) != 2 * int(folds) * int(each):
-        raise ValueError(f"{file} announces {folds} folds of twice {each} pairs but holds {len(pairs)} pairs")
-    return pairs, np.repeat(np.arange(int(folds)), 2 * int(each))
 
 
 def verify_on_lfw(recognizer: Recognizer, folder: Path, size: int = 150) -> tuple[Verification, int]:
@@ -47,7 +26,7 @@ def verify_on_lfw(recognizer: Recognizer, folder: Path, size: int = 150) -> tupl
 
     Args:
         recognizer: the network to measure.
-        folder: holds `pairs.txt` and `lfw-deepfunneled/<Name>/<Name>_0001.jpg`.
+        folder: LFW as it is published, see `LFWDataModule`, with `pairs.txt`.
         size: side of the aligned pictures in pixels.
 
     Returns:
@@ -55,11 +34,12 @@ def verify_on_lfw(recognizer: Recognizer, folder: Path, size: int = 150) -> tupl
         are aligned by the place where deep funneling puts the average face.
     """
     pairs, fold = read_pairs(folder / "pairs.txt")
+    root = next((folder / name for name in FOLDERS if (folder / name).is_dir()), folder)
     photos = sorted({photo for pair in pairs for photo in pair})
     detector, faces, missed = FaceDetector(), [], 0
     for start in range(0, len(photos), 64):
         batch = [
-            np.asarray(Image.open(folder / "lfw-deepfunneled" / name / f"{name}_{number:04d}.jpg").convert("RGB"))
+            np.asarray(Image.open(root / name / f"{name}_{number:04d}.jpg").convert("RGB"))
             for name, number in photos[start : start + 64]
         ]
         for image, points in zip(batch, detector.detect(batch), strict=True):
@@ -70,3 +50,19 @@ def verify_on_lfw(recognizer: Recognizer, folder: Path, size: int = 150) -> tupl
     first, second = (torch.tensor([place[pair[side]] for pair in pairs]) for side in (0, 1))
     same = np.array([a[0] == b[0] for a, b in pairs])
     return verify(distance(embeddings[first], embeddings[second]).numpy(), same, fold), missed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure a recogniser on LFW's ten folds and print the result."""
+    parser = argparse.ArgumentParser("python -m idface.protocols.verification", description=main.__doc__)
+    parser.add_argument("recognizer", help=f"one of {KINDS}")
+    parser.add_argument("--lfw", type=Path, metavar="FOLDER", required=True, help="pairs.txt and lfw-deepfunneled/")
+    options = parser.parse_args(arguments)
+    recognizer = build_recognizer(options.recognizer)
+    result, missed = verify_on_lfw(recognizer, options.lfw)
+    print(f"{recognizer.name} on {result.pairs:,} pairs of LFW, {missed} photos without a detected face")
+    print(f"  unit embeddings, squared distance: {summary(result)}")
+
+
+if __name__ == "__main__":
+    main()

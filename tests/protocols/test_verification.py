@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from idface.protocols.verification import main, verify_on_lfw
 from idface.recognition import orl
 from idface.recognition.dlib_resnet import DlibResNet
-from idface.recognition.lfw import read_pairs, verify_on_lfw
 
 PAIRS = """2\t2
 Ann_A\t1\t2
@@ -32,25 +32,15 @@ def lfw(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_pairs_are_read_with_their_folds(lfw: Path) -> None:
-    pairs, fold = read_pairs(lfw / "pairs.txt")
-    assert pairs[0] == (("Ann_A", 1), ("Ann_A", 2))
-    assert pairs[3] == (("Cid_C", 2), ("Bob_B", 1))
-    assert fold.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-
-
-def test_a_cut_or_broken_list_is_refused(lfw: Path) -> None:
-    file = lfw / "pairs.txt"
-    file.write_text(PAIRS.replace("Cid_C\t1\t2\n", ""))
-    with pytest.raises(ValueError, match="2 folds of twice 2 pairs but holds 7"):
-        read_pairs(file)
-    file.write_text(PAIRS.replace("Cid_C\t1\t2\n", "Cid_C\t1\n"))
-    with pytest.raises(ValueError, match=r"pairs\.txt: expected .*found \['Cid_C', '1'\]"):
-        read_pairs(file)
-
-
 def test_photos_are_detected_aligned_and_compared(lfw: Path) -> None:
     result, missed = verify_on_lfw(DlibResNet(), lfw)
     assert missed == 0
     assert (result.pairs, result.same_pairs) == (8, 4)
     assert (result.auc, result.accuracy) == (1, 1)
+
+
+def test_the_command(lfw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["dlib", "--lfw", str(lfw)])
+    said = capsys.readouterr().out
+    assert "on 8 pairs of LFW, 0 photos without a detected face" in said
+    assert "AUC 1.00000" in said

@@ -1,0 +1,196 @@
+"""Labeled Faces in the Wild: 13,233 photos of 5,749 people (Huang et al. 2007, UMass Amherst TR 07-49)."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import albumentations
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_modules.base import FaceDataModule
+from data_modules.cache import find_unreadable
+from data_modules.files import did_you_mean, files_below, nearest_folder
+from data_modules.photos import CentreReader, Photo, PhotoReader, Rejected
+from data_modules.prepare.align import AlignedReader, detecting_reader
+
+PHOTOS, PEOPLE = 13_233, 5_749
+FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
+"""Of photos, in `root`: the four archives unpack to these."""
+NAME_LISTS = {"female_names.txt": -1.0, "male_names.txt": 1.0}
+
+Pair = tuple[tuple[str, int], tuple[str, int]]
+"""Two photos, each by the person's name and the photo's number."""
+
+
+class LFWDataModule(FaceDataModule):
+    """LFW in its published layout, `<root>/lfw-deepfunneled/<Name>/<Name>_0001.jpg`, also `lfw` or `lfw_funneled`.
+
+    Beside the photos may lie `pairs.txt`, the ten folds that recognisers are verified on (`pairs`), and
+    `male_names.txt` and `female_names.txt` (Afifi and Abdelhamed 2019); with those batches carry `sex`.
+
+    The split is by person, as `val_identities` and `test_identities` say. It has nothing to do with the ten folds: who
+    trains on LFW cannot report on them.
+
+    Args:
+        root: the folder that holds the folder of photos, or that folder itself.
+        align: whether to find the face in each photo and bring it into the common aligned frame. Without it the largest
+            square in the middle is taken.
+        cache_dir: where it is kept what was found out about the photos; None for `idface` in the user's cache folder.
+        image_size: as for FaceDataModule, like all that follow.
+        batch_size: likewise.
+        num_workers: likewise.
+        seed: likewise.
+        val_identities: likewise.
+        test_identities: likewise.
+        held_out_photos: likewise.
+        attributes_per_query: likewise.
+        partner: likewise.
+        sample_transforms: likewise.
+        batch_transforms: likewise.
+        memory_limit: likewise.
+
+    Raises:
+        FileNotFoundError: there is no folder of photos.
+        ValueError: there are fewer than two people with usable photos, or a list is damaged.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        align: bool = True,
+        cache_dir: Path | None = None,
+        image_size: int = 64,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_identities: int | float = 0.1,
+        test_identities: int | float = 0.1,
+        held_out_photos: int = 2,
+        attributes_per_query: int = 1,
+        partner: bool = True,
+        sample_transforms: list[albumentations.BasicTransform] | None = None,
+        batch_transforms: list[nn.Module] | None = None,
+        memory_limit: float = 2.0,
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            val_identities=val_identities,
+            test_identities=test_identities,
+            held_out_photos=held_out_photos,
+            attributes_per_query=attributes_per_query,
+            partner=partner,
+            sample_transforms=sample_transforms,
+            batch_transforms=batch_transforms,
+            memory_limit=memory_limit,
+        )
+        self.root = Path(root).expanduser()
+        self.align = align
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"root: there is no folder '{self.root}'.{did_you_mean(nearest_folder(self.root))}")
+        self._photo_folder = next((self.root / name for name in FOLDERS if (self.root / name).is_dir()), self.root)
+        if not any(self._photo_folder.glob("*/*_[0-9][0-9][0-9][0-9].jpg")):
+            raise FileNotFoundError(
+                f"root: '{self.root}' holds no photos of LFW. Expected {' or '.join(FOLDERS)} in it, unpacked, as in "
+                f"{FOLDERS[0]}/Aaron_Eckhart/Aaron_Eckhart_0001.jpg"
+            )
+
+    def list_photos(self) -> list[Photo | Rejected]:
+        """Photos whose names are their people's; other files of the photos' folder are rejected."""
+        entries: list[Photo | Rejected] = []
+        for path in files_below(self._photo_folder):
+            person = path.parent.name
+            number = path.stem.removeprefix(f"{person}_")
+            if path.parent.parent == self._photo_folder and path.suffix == ".jpg" and number.isdecimal():
+                entries.append(Photo(f"{person}/{path.name}", person, path))
+            elif self._photo_folder != self.root or path.parent != self.root:  # there the lists lie beside the people
+                entries.append(Rejected(path, "not named <Name>/<Name>_<number>.jpg"))
+        return entries
+
+    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
+        """Reads and aligns photos, or takes the square in their middle."""
+        if self.align:
+            return detecting_reader(photos, self.image_size, root=self.root, cache_dir=self.cache_dir)
+        return CentreReader(self.image_size)
+
+    def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
+        """Photos without a face, or that cannot be decoded; looked for once, then known from the cache."""
+        if isinstance(read, AlignedReader):
+            return dict(read.reasons)
+        return find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
+
+    def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
+        """`sex` of each photo, float32 (N,), if a list of names is there; NaN for who is in none."""
+        if not self._sex:
+            return {}
+        return {"sex": torch.tensor([self._sex.get(photo.path.name, float("nan")) for photo in photos])}
+
+    @property
+    def pairs(self) -> tuple[list[Pair], np.ndarray]:
+        """The pairs of `pairs.txt`, and (P,) int64 which fold each belongs to."""
+        return read_pairs(self.root / "pairs.txt")
+
+    def verify(self) -> list[str]:
+        """What is missing or damaged, a sentence each."""
+        photos = [entry for entry in self.list_photos() if isinstance(entry, Photo)]
+        found: list[str] = []
+        people = Counter(photo.person for photo in photos)
+        if len(photos) != PHOTOS or len(people) != PEOPLE:
+            found.append(
+                f"There are {len(photos):,} photos of {len(people):,} people, published: {PHOTOS:,} of {PEOPLE:,}."
+            )
+        names = {photo.name for photo in photos}
+        if (self.root / "pairs.txt").is_file():
+            wanted = {f"{name}/{name}_{number:04d}.jpg" for pair in self.pairs[0] for name, number in pair}
+            if lost := sorted(wanted - names):
+                found.append(f"{len(lost):,} photos of pairs.txt are not there, {lost[0]} among them.")
+        else:
+            found.append("pairs.txt is not there.")
+        if self._sex and (unlisted := sum(photo.path.name not in self._sex for photo in photos)):
+            found.append(f"{unlisted:,} photos are in neither list of names.")
+        broken = find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
+        if broken:
+            name, reason = next(iter(broken.items()))
+            found.append(f"{len(broken):,} of {len(photos):,} photos cannot be read; the first: {name} ({reason}).")
+        return found
+
+    @cached_property
+    def _sex(self) -> dict[str, float]:
+        return {
+            name.strip(): sex
+            for file, sex in NAME_LISTS.items()
+            if (self.root / file).is_file()
+            for name in (self.root / file).read_text("utf-8").splitlines()
+            if name.strip()
+        }
+
+
+def read_pairs(file: Path) -> tuple[list[Pair], np.ndarray]:
+    """Read LFW's `pairs.txt`: folds of as many same-person as different-person pairs.
+
+    Returns:
+        The pairs, and (P,) int64 which fold each belongs to.
+
+    Raises:
+        ValueError: a line is neither a same-person nor a different-person pair, or their number is not the announced
+            one.
+    """
+    (folds, each), *lines = (line.split() for line in file.read_text().splitlines() if line.strip())
+    pairs: list[Pair] = []
+    for line in lines:
+        match line:
+            case (person, a, b):
+                pairs.append(((person, int(a)), (person, int(b))))
+            case (person, a, other, b):
+                pairs.append(((person, int(a)), (other, int(b))))
+            case _:
+                raise ValueError(f"{file}: expected 'name number number' or 'name number name number', found {line}")
+    if len(pairs) != 2 * int(folds) * int(each):
+        raise ValueError(f"{file} announces {folds} folds of twice {each} pairs but holds {len(pairs)} pairs")
+    return pairs, np.repeat(np.arange(int(folds)), 2 * int(each))
