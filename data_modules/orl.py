@@ -21,7 +21,7 @@ class ORLDataModule(FaceDataModule):
 
     "Parameterisation of a stochastic model for human face identification", WACV 1994; AT&T Laboratories Cambridge.
 
-    The arguments are those of FaceDataModule.
+    The arguments are those of FaceDataModule; four people each to validate and to test on, as there are but forty.
     """
 
     def __init__(
