@@ -1,19 +1,16 @@
 """A folder of photos per person: the simplest format, for sets of one's own."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import albumentations
 from torch import nn
 
-from data_modules.base import FaceDataModule
-from data_modules.cache import find_unreadable
+from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder, portable
-from data_modules.photos import CentreReader, Photo, PhotoReader, Rejected
-from data_modules.prepare.align import AlignedReader, detecting_reader
+from data_modules.photos import Photo, Rejected
 
 
-class FaceFolderDataModule(FaceDataModule):
+class FaceFolderDataModule(DetectedFaceDataModule):
     """Photos in a folder per person, `<root>/<person>/<photo>`, of any size, mode and format that Pillow reads.
 
     Photos may lie deeper inside a person's folder. What cannot be used is left out, with a warning, and listed in
@@ -113,18 +110,6 @@ class FaceFolderDataModule(FaceDataModule):
                         Photo(portable(f"{person or 'unlabelled:'}/{name}"), person and portable(person), path)
                     )
         return entries
-
-    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
-        """Reads and aligns photos, or takes the square in their middle."""
-        if self.align:
-            return detecting_reader(photos, self.image_size, root=self.root, cache_dir=self.cache_dir)
-        return CentreReader(self.image_size)
-
-    def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
-        """Photos without a face, or that cannot be decoded; looked for once, then known from the cache."""
-        if isinstance(read, AlignedReader):
-            return dict(read.reasons)
-        return find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
 
     def _unlabelled_folder(self) -> Path | None:
         inside = self.root / self.unlabelled

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_modules.base import FaceDataModule
 from data_modules.cache import find_unreadable
+from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder
-from data_modules.photos import CentreReader, Photo, PhotoReader, Rejected
-from data_modules.prepare.align import AlignedReader, detecting_reader
+from data_modules.photos import Photo, Rejected
 
 PHOTOS, PEOPLE = 13_233, 5_749
 FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
@@ -25,7 +24,7 @@ Pair = tuple[tuple[str, int], tuple[str, int]]
 """Two photos, each by the person's name and the photo's number."""
 
 
-class LFWDataModule(FaceDataModule):
+class LFWDataModule(DetectedFaceDataModule):
     """LFW in its published layout, `<root>/lfw-deepfunneled/<Name>/<Name>_0001.jpg`, also `lfw` or `lfw_funneled`.
 
     Beside the photos may lie `pairs.txt`, the ten folds that recognisers are verified on (`pairs`), and
@@ -112,18 +111,6 @@ class LFWDataModule(FaceDataModule):
             elif self._photo_folder != self.root or path.parent != self.root:  # there the lists lie beside the people
                 entries.append(Rejected(path, "not named <Name>/<Name>_<number>.jpg"))
         return entries
-
-    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
-        """Reads and aligns photos, or takes the square in their middle."""
-        if self.align:
-            return detecting_reader(photos, self.image_size, root=self.root, cache_dir=self.cache_dir)
-        return CentreReader(self.image_size)
-
-    def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
-        """Photos without a face, or that cannot be decoded; looked for once, then known from the cache."""
-        if isinstance(read, AlignedReader):
-            return dict(read.reasons)
-        return find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
 
     def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
         """`sex` of each photo, float32 (N,), if a list of names is there; NaN for who is in none."""

@@ -10,11 +10,10 @@ import albumentations
 import torch
 from torch import Tensor, nn
 
-from data_modules.base import FaceDataModule
 from data_modules.cache import find_unreadable
+from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, nearest_folder
-from data_modules.photos import CentreReader, Photo, PhotoReader, Rejected
-from data_modules.prepare.align import AlignedReader, detecting_reader
+from data_modules.photos import Photo, Rejected
 
 CAMERA_YAW: dict[str, float | None] = {
     "11_0": -90.0,
@@ -68,7 +67,7 @@ class _Shot(NamedTuple):
         return f"{folder}/{self.subject}_{self.session:02}_{self.recording:02}_{camera}_{self.illumination:02}.png"
 
 
-class MultiPIEDataModule(FaceDataModule):
+class MultiPIEDataModule(DetectedFaceDataModule):
     """CMU Multi-PIE (Gross et al. 2010): 337 people, up to four sessions, 15 cameras, 20 illuminations.
 
     R. Gross, I. Matthews, J. Cohn, T. Kanade and S. Baker, "Multi-PIE", Image and Vision Computing 28(5). Read as it is
@@ -172,18 +171,6 @@ class MultiPIEDataModule(FaceDataModule):
             elif self.illuminations is None or shot.illumination in self.illuminations:
                 listed.append(Photo(shot.path, shot.subject, path))
         return listed
-
-    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
-        """Reads and aligns photos, or takes the square in their middle."""
-        if self.align:
-            return detecting_reader(photos, self.image_size, root=self.root, cache_dir=self.cache_dir)
-        return CentreReader(self.image_size)
-
-    def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
-        """Photos without a face, or that cannot be decoded; looked for once, then known from the cache."""
-        if isinstance(read, AlignedReader):
-            return dict(read.reasons)
-        return find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
 
     def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
         """`yaw`, `camera` and `illumination` of each photo, float32 (N,)."""

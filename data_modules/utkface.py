@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_modules.base import FaceDataModule
 from data_modules.cache import find_unreadable
+from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder, portable
-from data_modules.photos import CentreReader, Photo, PhotoReader, Rejected
-from data_modules.prepare.align import AlignedReader, detecting_reader
+from data_modules.photos import Photo, Rejected
 from data_modules.splits import FaceSplit
 
 PUBLISHED_PHOTOS = 23_708
@@ -28,7 +27,7 @@ MAX_AGE = 116
 _NAME = re.compile(r"(\d{1,3})_(?:(\d+)?_)(?:\d?_)?\d{8,18} ?\.?\w{2,4}(\.chip)?(\.jpg)?", re.ASCII)
 
 
-class UTKFaceDataModule(FaceDataModule):
+class UTKFaceDataModule(DetectedFaceDataModule):
     """UTKFace (Zhang, Song and Qi 2017): 23,708 aligned and cropped faces, from 1 to 116 years old.
 
     "Age progression/regression by conditional adversarial autoencoder", CVPR 2017. Photos lie anywhere below `root`,
@@ -118,18 +117,6 @@ class UTKFaceDataModule(FaceDataModule):
             else:
                 entries.append(Photo(portable(path.relative_to(self.root).as_posix()), None, path))
         return entries
-
-    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
-        """Reads and aligns photos, or takes the square in their middle."""
-        if self.align:
-            return detecting_reader(photos, self.image_size, root=self.root, cache_dir=self.cache_dir)
-        return CentreReader(self.image_size)
-
-    def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
-        """Photos without a face, or that cannot be decoded; looked for once, then known from the cache."""
-        if isinstance(read, AlignedReader):
-            return dict(read.reasons)
-        return find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
 
     def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
         """`sex` and `age` of each photo, float32 (N,)."""
