@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_modules.base import FaceDataModule
 from data_modules.cache import find_unreadable
-from data_modules.photos import CentreReader, Photo, PhotoReader
+from data_modules.photos import CentreReader, Photo, PhotoReader, Rejected
 from data_modules.prepare.align import AlignedReader, detecting_reader
 
 
@@ -36,3 +36,11 @@ class DetectedFaceDataModule(FaceDataModule, ABC):
         if isinstance(read, AlignedReader):
             return dict(read.reasons)
         return find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
+
+    def verify(self) -> list[str]:
+        """Files that are no photos, and photos that cannot be read. Decodes every photo."""
+        listed = self.list_photos()
+        photos = [entry for entry in listed if isinstance(entry, Photo)]
+        found = [f"{entry.path}: {entry.reason}." for entry in listed if isinstance(entry, Rejected)]
+        broken = find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
+        return found + [f"{photo.path}: {broken[photo.name]}." for photo in photos if photo.name in broken]

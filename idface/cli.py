@@ -5,12 +5,14 @@ when it runs.
 """
 
 import argparse
+import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from idface.errors import explain, missing_path
+from idface.names import data_modules
 from idface.run import RunNotFound, newest_run
 
 TRAINING = {
@@ -100,6 +102,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
 
+    verify = verbs.add_parser("verify", help="say what is missing or damaged in a data set", allow_abbrev=False)
+    verify.add_argument("--data", required=True, choices=data_modules(), help="how it is published")
+    verify.add_argument("--root", type=_existing, required=True, metavar="DIR", help="the data set's folder")
+    verify.set_defaults(run=_verify)
+
     completion = verbs.add_parser("completion", help='for bash and zsh: eval "$(idface completion)"')
     completion.set_defaults(run=lambda _: print(_completion_script(verbs.choices)))
 
@@ -124,6 +131,13 @@ def _export(options: argparse.Namespace) -> None:
     from idface.checkpoints import export_weights
 
     print(export_weights(options.checkpoint, options.out, half=options.half))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    found = pkgutil.resolve_name(data_modules()[options.data])(options.root).verify()
+    print(*found, sep="\n") if found else print("Nothing is missing or damaged, as far as can be told.")
+    if found:
+        sys.exit(1)
 
 
 def _existing(text: str) -> Path:

@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -414,6 +415,18 @@ class TestVerbs:
         assert "runs/toy/10/report.html" in capsys.readouterr().out
         assert "is no run folder" in refused(["report", "runs"], capsys, main)
         assert "Did you mean 'runs/toy'?" in refused(["report", "runs/tyo"], capsys, main)
+
+    def test_verify_says_what_is_damaged(self, face_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["verify", "--data", "folder", "--root", str(face_folder)])
+        assert "Nothing is missing or damaged" in capsys.readouterr().out
+        shutil.copytree(face_folder, "faces")
+        write("faces/person_1/broken.png", "no picture")
+        with pytest.raises(SystemExit) as stop:
+            main(["verify", "--data", "folder", "--root", "faces"])
+        assert stop.value.code == 1
+        assert "faces/person_1/broken.png: not an image in a known format." in capsys.readouterr().out
+        assert "Did you mean 'celeba'?" in refused(["verify", "--data", "celebA", "--root", "faces"], capsys, main)
+        assert "has no 'img_align_celeba'" in refused(["verify", "--data", "celeba", "--root", "faces"], capsys, main)
 
     def test_idface_fit_is_lightning_fit(self) -> None:
         main(["fit", "--config", "toy.yaml", "--trainer.max_steps=1"])
