@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments or ["--help"])
     try:
         options.run(options)
-    except (ValueError, FileNotFoundError) as error:  # what the user gave is of no use; the message says why
+    except (ValueError, OSError) as error:  # what the user gave is of no use; the message says why
         parser.exit(2, f"{parser.prog} {options.verb}: error: {error}\n")
 
 

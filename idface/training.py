@@ -166,7 +166,10 @@ class TrainingCLI(LightningCLI):
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            self._refuse(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {str(error).partition(chr(10))[0]}")
+            reason = str(error).partition("\n")[0]
+            self._refuse(
+                f"--ckpt_path: '{path}' cannot be read as a checkpoint, one of a run's .ckpt files was expected: {reason}"
+            )
         if not isinstance(content, dict) or "state_dict" not in content:
             self._refuse(f"--ckpt_path: '{path}' is no checkpoint of `lightning fit`: it has no state_dict.")
         return dict(content.get("loops", {}))

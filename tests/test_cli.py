@@ -416,6 +416,11 @@ class TestVerbs:
         assert "is no run folder" in refused(["report", "runs"], capsys, main)
         assert "Did you mean 'runs/toy'?" in refused(["report", "runs/tyo"], capsys, main)
 
+    def test_a_folder_that_cannot_be_written_is_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+        file = write("weights.txt", "")
+        said = refused(["export", "--checkpoint", "zoo:quickstart", "--out", f"{file}/x.safetensors"], capsys, main)
+        assert "weights.txt" in said
+
     def test_verify_says_what_is_damaged(self, face_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["verify", "--data", "folder", "--root", str(face_folder)])
         assert "Nothing is missing or damaged" in capsys.readouterr().out
