@@ -168,7 +168,7 @@ class TrainingCLI(LightningCLI):
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             self._refuse(
-                f"--ckpt_path: '{path}' cannot be read as a checkpoint, one of a run's .ckpt files was expected: {reason}"
+                f"--ckpt_path: '{path}' cannot be read as a checkpoint, expected one of a run's .ckpt files: {reason}"
             )
         if not isinstance(content, dict) or "state_dict" not in content:
             self._refuse(f"--ckpt_path: '{path}' is no checkpoint of `lightning fit`: it has no state_dict.")
