@@ -128,7 +128,10 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
         if key.split(".")[0] in networks and value.is_floating_point()
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(kept, out, metadata={"recipe": json.dumps(recipe)})
+    try:
+        save_file(kept, out, metadata={"recipe": json.dumps(recipe)})
+    except SafetensorError as error:
+        raise CheckpointError(f"--out {out} cannot be written: {error}") from error
     return out
 
 
@@ -141,7 +144,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
                 return recipe, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
         state = content["state_dict"]
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, LookupError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
     averages = {key.removeprefix("ema."): value for key, value in state.items() if key.startswith("ema.")}
     networks = {key.split(".")[0] for key in averages}

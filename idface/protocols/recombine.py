@@ -3,7 +3,7 @@
 import csv
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import repeat
+from itertools import count, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,7 +144,8 @@ def _read(
         except PhotoError as error:
             rejected.append((file, str(error)))
             continue
-        names.append(name if name not in names else f"{name}-{len(names)}")
+        free = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        names.append(next(each for each in free if each not in names))
     if not pictures:
         reasons = "; ".join(f"{file}: {reason}" for file, reason in rejected[-3:]) or "the folder holds no files"
         raise ValueError(f"--{option} {path}: no photo in it can be used ({reasons}). Expected photos that show a face")

@@ -82,6 +82,16 @@ def test_results_of_an_earlier_call_are_no_photos(photos: Path) -> None:
         assert len(rows(photos / "out" / "results.csv")) == 2 * 3
 
 
+def test_no_result_takes_anothers_name(photos: Path) -> None:
+    folder = photos / "alike"
+    folder.mkdir()
+    for name in ("x-2.jpg", "x.jpg", "x.png"):
+        Image.new("RGB", (64, 64), "white").save(folder / name)
+    recombine("zoo:quickstart", photos / "a" / "1.png", folder, photos / "out", align=False)
+    assert len({row["file"] for row in rows(photos / "out" / "results.csv")}) == 3
+    assert len(list((photos / "out/results").iterdir())) == 3
+
+
 def test_a_grey_model_sees_grey_photos(photos: Path) -> None:
     model = load_model("zoo:quickstart")
     assert isinstance(model, OpenSetIPGAN)
