@@ -86,7 +86,8 @@ def find_checkpoint(root: Path, experiment: str, which: str) -> Path:
         if checkpoints := sorted((run / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime):
             last = [path for path in checkpoints if path.stem.startswith("last")] or checkpoints
             return last[-1] if which == "last" else _best(last[-1])
-    others = sorted(folder.name for folder in root.iterdir() if runs(folder)) if root.is_dir() else []
+    folders = list(root.iterdir()) if root.is_dir() else []
+    others = sorted(folder.name for folder in folders if folder.name != experiment and runs(folder))
     raise RunNotFound(
         f"no run of '{experiment}' in '{root}' has a checkpoint.{did_you_mean(nearest(experiment, others))} "
         f"Train first, or give a checkpoint's path. Experiments there: {', '.join(others) or 'none'}."
