@@ -270,14 +270,7 @@ class FaceDataModule(pl.LightningDataModule):
 
     def training_photos(self) -> FaceLoader:
         """Every training photo once, on every rank alike, without partners and augmentation."""
-        images, split = self._faces.images, self._faces.split
-        workers = self.num_workers if isinstance(images, DiskImages) else 0
-        batches = EvaluationBatches(split.train, None, self.batch_size)
-        loader = FaceLoader(
-            FaceDataset(images, split.identity, self.seed, labels=self._faces.labels), batches, workers, self._on_gpu()
-        )
-        self._loaders.append(loader)
-        return loader
+        return self._plain_loader(EvaluationBatches(self._faces.split.train, None, self.batch_size))
 
     def val_dataloader(self) -> list[FaceLoader]:
         """The loaders of EVALUATION_SETS, with the people to validate on as the unseen ones."""
@@ -292,7 +285,7 @@ class FaceDataModule(pl.LightningDataModule):
         return self.test_dataloader()[:2]
 
     def _evaluation_loaders(self, stage: str) -> list[FaceLoader]:
-        images, split = self._faces.images, self._faces.split
+        split = self._faces.split
         # Unknown people count as different ones, or nothing of them could be paired.
         person = np.where(split.identity < 0, -1 - np.arange(len(split.identity)), split.identity)
         queries = {"known": split.known[stage], "unseen": split.unseen[stage]}
@@ -302,12 +295,19 @@ class FaceDataModule(pl.LightningDataModule):
             alone = len(np.unique(person[rows])) == 1  # nobody else in the set to take attributes from
             pool = everyone if alone else rows
             draws[name] = draw_other_people(rows, person, pool, self.attributes_per_query, self.seed)
-        dataset = FaceDataset(images, split.identity, self.seed, labels=self._faces.labels)
-        workers = self.num_workers if isinstance(images, DiskImages) else 0
-        batches = [EvaluationBatches(*draws[name], self.batch_size, *self._place()) for name in EVALUATION_SETS]
-        loaders = [FaceLoader(dataset, each, workers, self._on_gpu()) for each in batches]
-        self._loaders += loaders
-        return loaders
+        return [
+            self._plain_loader(EvaluationBatches(*draws[name], self.batch_size, *self._place()))
+            for name in EVALUATION_SETS
+        ]
+
+    def _plain_loader(self, batches: EvaluationBatches) -> FaceLoader:
+        """Photos as they are, without augmentation."""
+        faces = self._faces
+        dataset = FaceDataset(faces.images, faces.split.identity, self.seed, labels=faces.labels)
+        workers = self.num_workers if isinstance(faces.images, DiskImages) else 0
+        loader = FaceLoader(dataset, batches, workers, self._on_gpu())
+        self._loaders.append(loader)
+        return loader
 
     def on_after_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> FaceBatch:
         """Turn images to float32 in [-1, 1], channels-last, and apply `batch_transforms` in training."""

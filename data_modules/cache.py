@@ -101,6 +101,15 @@ def find_unreadable(photos: Sequence[Photo], *, root: Path, cache_dir: Path | No
     return {name: finding.reason for name, finding in findings.items() if finding.reason is not None}
 
 
+def count_unreadable(photos: Sequence[Photo], *, root: Path, cache_dir: Path | None) -> list[str]:
+    """How many photos cannot be decoded, and the first of them, in a sentence for `verify`; empty if all can."""
+    broken = find_unreadable(photos, root=root, cache_dir=cache_dir)
+    if not broken:
+        return []
+    name, reason = next(iter(broken.items()))
+    return [f"{len(broken):,} of {len(photos):,} photos cannot be read; the first: {name} ({reason})."]
+
+
 def _open(file: Path) -> sqlite3.Connection:
     create = "CREATE TABLE IF NOT EXISTS photos (name TEXT PRIMARY KEY, mark TEXT, finding TEXT)"
     try:

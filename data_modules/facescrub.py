@@ -11,12 +11,11 @@ from typing import NamedTuple
 import albumentations
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from data_modules.base import FaceDataModule
-from data_modules.cache import Finding, find_unreadable, look_at_photos
+from data_modules.cache import Finding, count_unreadable, look_at_photos
 from data_modules.files import did_you_mean, files_below, nearest_folder, portable
 from data_modules.photos import (
     MIN_SIDE,
@@ -29,7 +28,7 @@ from data_modules.photos import (
     map_photos,
     open_photo,
 )
-from data_modules.prepare.align import NO_FACE, AlignedReader, FaceDetector
+from data_modules.prepare.align import AlignedReader, face_finder, reader_of
 
 LISTS = {
     "actors": (1.0, ("facescrub_actors.txt", "actors_users_normal_bbox.txt")),
@@ -260,9 +259,7 @@ class FaceScrubDataModule(FaceDataModule):
                 f"SHA-256; the first: {name}."
             )
         photos = [entry for entry in found.photos if isinstance(entry, Photo)]
-        if broken := find_unreadable(photos, root=self.root, cache_dir=self.cache_dir):
-            name, reason = next(iter(broken.items()))
-            sentences.append(f"{len(broken):,} of {len(photos):,} photos cannot be read; the first: {name} ({reason}).")
+        sentences += count_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
         return sentences
 
     # Lists and files.
@@ -380,29 +377,12 @@ class FaceScrubDataModule(FaceDataModule):
 
     def _detecting_reader(self, photos: Sequence[Photo], boxes: dict[str, Box]) -> AlignedReader:
         """As `detecting_reader`, but looks within the boxes: on a full photo the main face may be another's."""
-        detector: list[FaceDetector] = []
 
-        def look(chunk: Sequence[Photo]) -> Iterable[Finding]:
-            if not detector:  # made late: a start that finds everything in the cache needs none
-                detector.append(FaceDetector("cuda" if torch.cuda.is_available() else "cpu"))
-            opened = list(map_photos(lambda photo: _open_box(photo, boxes.get(photo.name), self.margin), chunk))
-            images = [np.asarray(entry[0].crop(entry[1])) for entry in opened if not isinstance(entry, PhotoError)]
-            found = iter(detector[0].detect(images))
-            for entry in opened:
-                landmarks = None if isinstance(entry, PhotoError) else next(found)
-                if isinstance(entry, PhotoError):
-                    yield Finding(str(entry))
-                elif landmarks is None:
-                    yield Finding(NO_FACE)
-                else:
-                    yield Finding(None, (landmarks + np.array(entry[1][:2], np.float32)).tolist())
+        def cut(photo: Photo) -> tuple[Pixels, tuple[float, float]]:
+            image, box = _open_box(photo, boxes.get(photo.name), self.margin)
+            return np.asarray(image.crop(box)), box[:2]
 
-        findings = self._look(photos, look, "mtcnn-box", at_once=16)
-        landmarks: dict[str, NDArray[np.float32]] = {
-            name: np.array(finding.landmarks, np.float32) for name, finding in findings.items() if finding.landmarks
-        }
-        reasons = {name: finding.reason for name, finding in findings.items() if finding.reason}
-        return AlignedReader(landmarks, self.image_size, reasons)
+        return reader_of(self._look(photos, face_finder(cut), "mtcnn-box", at_once=16), self.image_size)
 
 
 _DIFFERS = (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_modules.cache import find_unreadable
+from data_modules.cache import count_unreadable
 from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder
 from data_modules.photos import Photo, Rejected
@@ -141,10 +141,7 @@ class LFWDataModule(DetectedFaceDataModule):
             found.append("pairs.txt is not there.")
         if self._sex and (unlisted := sum(photo.path.name not in self._sex for photo in photos)):
             found.append(f"{unlisted:,} photos are in neither list of names.")
-        broken = find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
-        if broken:
-            name, reason = next(iter(broken.items()))
-            found.append(f"{len(broken):,} of {len(photos):,} photos cannot be read; the first: {name} ({reason}).")
+        found += count_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
         return found
 
     @cached_property

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from data_modules.base import FaceDataModule
-from data_modules.cache import Finding, default_cache_dir, find_unreadable, look_at_photos
+from data_modules.cache import Finding, count_unreadable, default_cache_dir, find_unreadable, look_at_photos
 from data_modules.files import did_you_mean, files_below, nearest_folder
 from data_modules.photos import (
     CentreReader,
@@ -230,10 +230,7 @@ class MSCelebDataModule(FaceDataModule):
         if rejected:
             path, reason = rejected[0]
             found.append(f"{len(rejected):,} lines, records or files are damaged; the first: {path.name}, {reason}.")
-        broken = find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
-        if broken:
-            name, reason = next(iter(broken.items()))
-            found.append(f"{len(broken):,} of {len(photos):,} photos cannot be read; the first: {name} ({reason}).")
+        found += count_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
         return found
 
     def _sources(self) -> list[Path]:

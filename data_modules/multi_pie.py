@@ -10,7 +10,7 @@ import albumentations
 import torch
 from torch import Tensor, nn
 
-from data_modules.cache import find_unreadable
+from data_modules.cache import count_unreadable
 from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, nearest_folder
 from data_modules.photos import Photo, Rejected
@@ -221,10 +221,7 @@ class MultiPIEDataModule(DetectedFaceDataModule):
                 )
         if strays:
             found.append(f"{len(strays):,} files do not belong to the set; the first: {strays[0]}.")
-        broken = find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
-        if broken:
-            name, reason = next(iter(broken.items()))
-            found.append(f"{len(broken):,} of {len(photos):,} photos cannot be read; the first: {name} ({reason}).")
+        found += count_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
         return found
 
     def _session(self, session: int) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_modules.cache import find_unreadable
+from data_modules.cache import count_unreadable
 from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder, portable
 from data_modules.photos import Photo, Rejected
@@ -137,10 +137,7 @@ class UTKFaceDataModule(DetectedFaceDataModule):
         if strays:
             path, reason = strays[0]
             found.append(f"{len(strays):,} files are none of the set's; the first: {path.name} ({reason}).")
-        broken = find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
-        if broken:
-            name, reason = next(iter(broken.items()))
-            found.append(f"{len(broken):,} of {len(photos):,} photos cannot be read; the first: {name} ({reason}).")
+        found += count_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
         return found
 
     def split_photos(self, photos: Sequence[Photo], assigned: Mapping[str, str] | None = None) -> FaceSplit:

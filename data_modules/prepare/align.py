@@ -1,6 +1,6 @@
 """Reading photos into the aligned frame."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,23 +51,48 @@ def detecting_reader(photos: Sequence[Photo], size: int, *, root: Path, cache_di
         root: the data set's folder.
         cache_dir: where findings are kept; None for the user's cache folder.
     """
+    findings = look_at_photos(
+        photos,
+        face_finder(lambda photo: (np.asarray(open_photo(photo)), (0, 0))),
+        kind="mtcnn-1",
+        root=root,
+        cache_dir=cache_dir,
+        task="Looking for faces",
+        at_once=16,
+    )
+    return reader_of(findings, size)
+
+
+def face_finder(
+    cut: Callable[[Photo], tuple[Pixels, tuple[float, float]]],
+) -> Callable[[Sequence[Photo]], Iterator[Finding]]:
+    """What looks for the main face of photos, for `look_at_photos`.
+
+    Args:
+        cut: gives the part of a photo to look in, and the x and y in the photo of its upper left corner; may raise
+            PhotoError.
+    """
     detector: list[FaceDetector] = []
 
-    def look(chunk: Sequence[Photo]) -> Iterable[Finding]:
+    def look(chunk: Sequence[Photo]) -> Iterator[Finding]:
         if not detector:  # made late: a start that finds everything in the cache needs none
             detector.append(FaceDetector("cuda" if torch.cuda.is_available() else "cpu"))
-        images = list(map_photos(lambda photo: np.asarray(open_photo(photo)), chunk))
-        found = iter(detector[0].detect([image for image in images if not isinstance(image, PhotoError)]))
-        for image in images:
-            landmarks = None if isinstance(image, PhotoError) else next(found)
-            if isinstance(image, PhotoError):
-                yield Finding(str(image))
+        cuts = list(map_photos(cut, chunk))
+        found = iter(detector[0].detect([each[0] for each in cuts if not isinstance(each, PhotoError)]))
+        for each in cuts:
+            landmarks = None if isinstance(each, PhotoError) else next(found)
+            if isinstance(each, PhotoError):
+                yield Finding(str(each))
+            elif landmarks is None:
+                yield Finding(NO_FACE)
             else:
-                yield Finding(NO_FACE) if landmarks is None else Finding(None, landmarks.tolist())
+                yield Finding(None, (landmarks + np.array(each[1], np.float32)).tolist())
 
-    findings = look_at_photos(
-        photos, look, kind="mtcnn-1", root=root, cache_dir=cache_dir, task="Looking for faces", at_once=16
-    )
+    return look
+
+
+def reader_of(findings: Mapping[str, Finding], size: int) -> AlignedReader:
+    """What reads photos aligned by the landmarks found in them, at a side of `size` pixels."""
     return AlignedReader(
         {name: np.array(finding.landmarks, np.float32) for name, finding in findings.items() if finding.landmarks},
         size,

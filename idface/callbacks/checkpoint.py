@@ -15,12 +15,15 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what the last interval did not."""
         super().on_train_end(trainer, pl_module)
-        if self.save_last and self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._save_rest(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what an interrupted training has learnt; a batch that was cut off may be in it in part."""
         super().on_exception(trainer, pl_module, exception)
-        interrupted = isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING
-        if interrupted and self.save_last and self._last_global_step_saved != trainer.global_step:
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+            self._save_rest(trainer)
+
+    def _save_rest(self, trainer: Trainer) -> None:
+        """Save what `last.ckpt` does not hold yet."""
+        if self.save_last and self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

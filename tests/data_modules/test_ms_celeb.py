@@ -146,6 +146,7 @@ class ByRow(DataModuleContract):
     """The contract for a set whose photos share files: who is on a photo is told by its content, not by its path."""
 
     def person(self, data: MSCelebDataModule, row: int) -> str:
+        """Who is on the photo of a row; each form of the set, below, tells it in its own way."""
         raise NotImplementedError
 
     def test_an_image_is_its_photo(self, make: Make) -> None:
