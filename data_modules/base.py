@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import albumentations
 import lightning.pytorch as pl
@@ -29,6 +29,27 @@ from data_modules.splits import FaceSplit, Rows, split_faces
 from data_modules.transforms import SampleTransforms
 
 log = logging.getLogger(__name__)
+
+
+class LoadingOptions(TypedDict, total=False):
+    """The arguments of FaceDataModule that every data set passes on."""
+
+    batch_size: int
+    num_workers: int
+    seed: int
+    partner: bool
+    sample_transforms: list[albumentations.BasicTransform] | None
+    batch_transforms: list[nn.Module] | None
+    memory_limit: float
+
+
+class FaceOptions(LoadingOptions, total=False):
+    """Those, and the arguments for a split by person."""
+
+    val_identities: int | float
+    test_identities: int | float
+    held_out_photos: int
+    attributes_per_query: int
 
 
 class _Faces(NamedTuple):

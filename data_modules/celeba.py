@@ -6,14 +6,14 @@ Liu, Luo, Wang and Tang 2015, "Deep Learning Face Attributes in the Wild".
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
-import albumentations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from data_modules.base import FaceDataModule
+from data_modules.base import FaceDataModule, FaceOptions
 from data_modules.cache import find_unreadable
 from data_modules.photos import Photo, PhotoReader, Rejected
 from data_modules.prepare.align import AlignedReader, detecting_reader
@@ -39,18 +39,8 @@ class CelebADataModule(FaceDataModule):
         official_split: whether people are trained, validated and tested on as CelebA says; else as `val_identities` and
             `test_identities` say.
         cache_dir: where it is kept what was found out about the photos; None for `idface` in the user's cache folder.
-        image_size: as for FaceDataModule, like all that follow.
-        batch_size: likewise.
-        num_workers: likewise.
-        seed: likewise.
-        val_identities: likewise.
-        test_identities: likewise.
-        held_out_photos: likewise.
-        attributes_per_query: likewise.
-        partner: likewise.
-        sample_transforms: likewise.
-        batch_transforms: likewise.
-        memory_limit: likewise.
+        image_size: side of the square images, in pixels.
+        options: what every FaceDataModule takes.
 
     Raises:
         FileNotFoundError: the photos, the identities or, for the official split, the partition are not there.
@@ -63,32 +53,9 @@ class CelebADataModule(FaceDataModule):
         official_split: bool = True,
         cache_dir: Path | None = None,
         image_size: int = 128,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        val_identities: int | float = 0.1,
-        test_identities: int | float = 0.1,
-        held_out_photos: int = 2,
-        attributes_per_query: int = 1,
-        partner: bool = True,
-        sample_transforms: list[albumentations.BasicTransform] | None = None,
-        batch_transforms: list[nn.Module] | None = None,
-        memory_limit: float = 2.0,
+        **options: Unpack[FaceOptions],
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            val_identities=val_identities,
-            test_identities=test_identities,
-            held_out_photos=held_out_photos,
-            attributes_per_query=attributes_per_query,
-            partner=partner,
-            sample_transforms=sample_transforms,
-            batch_transforms=batch_transforms,
-            memory_limit=memory_limit,
-        )
+        super().__init__(image_size=image_size, **options)
         self.root = Path(root).expanduser()
         self.official_split = official_split
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest, sha1
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
-import albumentations
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from data_modules.base import FaceDataModule
+from data_modules.base import FaceDataModule, FaceOptions
 from data_modules.cache import Finding, count_unreadable, look_at_photos
 from data_modules.files import did_you_mean, files_below, nearest_folder, portable
 from data_modules.photos import (
@@ -125,18 +124,8 @@ class FaceScrubDataModule(FaceDataModule):
             often takes the place of one that is gone.
         cache_dir: where it is kept what was found out about the photos (checksums, landmarks, unreadable files), so
             that the next start is fast; None for `idface` in the user's cache folder.
-        image_size: as for FaceDataModule, like all that follow.
-        batch_size: likewise.
-        num_workers: likewise.
-        seed: likewise.
-        val_identities: likewise.
-        test_identities: likewise.
-        held_out_photos: likewise.
-        attributes_per_query: likewise.
-        partner: likewise.
-        sample_transforms: likewise.
-        batch_transforms: likewise.
-        memory_limit: likewise.
+        image_size: side of the square images, in pixels.
+        options: what every FaceDataModule takes.
 
     Raises:
         FileNotFoundError: `root` or both lists do not exist, or no photo of the lists is below `root`.
@@ -153,32 +142,9 @@ class FaceScrubDataModule(FaceDataModule):
         checksums: bool = True,
         cache_dir: Path | None = None,
         image_size: int = 64,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        val_identities: int | float = 0.1,
-        test_identities: int | float = 0.1,
-        held_out_photos: int = 2,
-        attributes_per_query: int = 1,
-        partner: bool = True,
-        sample_transforms: list[albumentations.BasicTransform] | None = None,
-        batch_transforms: list[nn.Module] | None = None,
-        memory_limit: float = 2.0,
+        **options: Unpack[FaceOptions],
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            val_identities=val_identities,
-            test_identities=test_identities,
-            held_out_photos=held_out_photos,
-            attributes_per_query=attributes_per_query,
-            partner=partner,
-            sample_transforms=sample_transforms,
-            batch_transforms=batch_transforms,
-            memory_limit=memory_limit,
-        )
+        super().__init__(image_size=image_size, **options)
         self.root = Path(root).expanduser()
         self.align = align
         self.lists = None if lists is None else Path(lists).expanduser()

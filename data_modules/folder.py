@@ -1,10 +1,9 @@
 """A folder of photos per person: the simplest format, for sets of one's own."""
 
 from pathlib import Path
+from typing import Unpack
 
-import albumentations
-from torch import nn
-
+from data_modules.base import FaceOptions
 from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder, portable
 from data_modules.photos import Photo, Rejected
@@ -26,18 +25,8 @@ class FaceFolderDataModule(DetectedFaceDataModule):
             `root`, or a path elsewhere. The default may be missing.
         cache_dir: where it is kept what was found out about the photos (landmarks, unreadable files), so that the next
             start is fast; None for `idface` in the user's cache folder.
-        image_size: as for FaceDataModule, like all that follow.
-        batch_size: likewise.
-        num_workers: likewise.
-        seed: likewise.
-        val_identities: likewise.
-        test_identities: likewise.
-        held_out_photos: likewise.
-        attributes_per_query: likewise.
-        partner: likewise.
-        sample_transforms: likewise.
-        batch_transforms: likewise.
-        memory_limit: likewise.
+        image_size: side of the square images, in pixels.
+        options: what every FaceDataModule takes.
 
     Raises:
         FileNotFoundError: `root`, or a folder named as `unlabelled`, does not exist.
@@ -51,32 +40,9 @@ class FaceFolderDataModule(DetectedFaceDataModule):
         unlabelled: str = "unlabelled",
         cache_dir: Path | None = None,
         image_size: int = 64,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        val_identities: int | float = 0.1,
-        test_identities: int | float = 0.1,
-        held_out_photos: int = 2,
-        attributes_per_query: int = 1,
-        partner: bool = True,
-        sample_transforms: list[albumentations.BasicTransform] | None = None,
-        batch_transforms: list[nn.Module] | None = None,
-        memory_limit: float = 2.0,
+        **options: Unpack[FaceOptions],
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            val_identities=val_identities,
-            test_identities=test_identities,
-            held_out_photos=held_out_photos,
-            attributes_per_query=attributes_per_query,
-            partner=partner,
-            sample_transforms=sample_transforms,
-            batch_transforms=batch_transforms,
-            memory_limit=memory_limit,
-        )
+        super().__init__(image_size=image_size, **options)
         self.root = Path(root).expanduser()
         self.align = align
         self.unlabelled = unlabelled

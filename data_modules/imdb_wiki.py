@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
-import albumentations
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
-from torch import Tensor, nn
+from torch import Tensor
 
-from data_modules.base import FaceDataModule
+from data_modules.base import FaceDataModule, FaceOptions
 from data_modules.cache import Finding, find_unreadable, look_at_photos
 from data_modules.files import did_you_mean, nearest_folder
 from data_modules.photos import CentreReader, Photo, PhotoError, PhotoReader, Pixels, Rejected, map_photos, open_photo
@@ -96,18 +95,8 @@ class IMDBWikiDataModule(FaceDataModule):
         need_colour: whether to reject grey photos.
         cache_dir: where it is kept what was found out about the photos (landmarks, unreadable files), so that the next
             start is fast; None for `idface` in the user's cache folder.
-        image_size: as for FaceDataModule, like all that follow.
-        batch_size: likewise.
-        num_workers: likewise.
-        seed: likewise.
-        val_identities: likewise.
-        test_identities: likewise.
-        held_out_photos: likewise.
-        attributes_per_query: likewise.
-        partner: likewise.
-        sample_transforms: likewise.
-        batch_transforms: likewise.
-        memory_limit: likewise.
+        image_size: side of the square images, in pixels.
+        options: what every FaceDataModule takes.
 
     Raises:
         FileNotFoundError: `root`, a subset that was asked for, or its .mat file does not exist.
@@ -129,32 +118,9 @@ class IMDBWikiDataModule(FaceDataModule):
         need_colour: bool = True,
         cache_dir: Path | None = None,
         image_size: int = 64,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        val_identities: int | float = 0.1,
-        test_identities: int | float = 0.1,
-        held_out_photos: int = 2,
-        attributes_per_query: int = 1,
-        partner: bool = True,
-        sample_transforms: list[albumentations.BasicTransform] | None = None,
-        batch_transforms: list[nn.Module] | None = None,
-        memory_limit: float = 2.0,
+        **options: Unpack[FaceOptions],
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            val_identities=val_identities,
-            test_identities=test_identities,
-            held_out_photos=held_out_photos,
-            attributes_per_query=attributes_per_query,
-            partner=partner,
-            sample_transforms=sample_transforms,
-            batch_transforms=batch_transforms,
-            memory_limit=memory_limit,
-        )
+        super().__init__(image_size=image_size, **options)
         self.root = Path(root).expanduser()
         self.subsets = subsets
         self.crops = crops

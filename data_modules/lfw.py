@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
-import albumentations
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from data_modules.base import FaceOptions
 from data_modules.cache import count_unreadable
 from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder
@@ -38,18 +39,8 @@ class LFWDataModule(DetectedFaceDataModule):
         align: whether to find the face in each photo and bring it into the common aligned frame. Without it the largest
             square in the middle is taken.
         cache_dir: where it is kept what was found out about the photos; None for `idface` in the user's cache folder.
-        image_size: as for FaceDataModule, like all that follow.
-        batch_size: likewise.
-        num_workers: likewise.
-        seed: likewise.
-        val_identities: likewise.
-        test_identities: likewise.
-        held_out_photos: likewise.
-        attributes_per_query: likewise.
-        partner: likewise.
-        sample_transforms: likewise.
-        batch_transforms: likewise.
-        memory_limit: likewise.
+        image_size: side of the square images, in pixels.
+        options: what every FaceDataModule takes.
 
     Raises:
         FileNotFoundError: there is no folder of photos.
@@ -62,32 +53,9 @@ class LFWDataModule(DetectedFaceDataModule):
         align: bool = True,
         cache_dir: Path | None = None,
         image_size: int = 64,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        val_identities: int | float = 0.1,
-        test_identities: int | float = 0.1,
-        held_out_photos: int = 2,
-        attributes_per_query: int = 1,
-        partner: bool = True,
-        sample_transforms: list[albumentations.BasicTransform] | None = None,
-        batch_transforms: list[nn.Module] | None = None,
-        memory_limit: float = 2.0,
+        **options: Unpack[FaceOptions],
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            val_identities=val_identities,
-            test_identities=test_identities,
-            held_out_photos=held_out_photos,
-            attributes_per_query=attributes_per_query,
-            partner=partner,
-            sample_transforms=sample_transforms,
-            batch_transforms=batch_transforms,
-            memory_limit=memory_limit,
-        )
+        super().__init__(image_size=image_size, **options)
         self.root = Path(root).expanduser()
         self.align = align
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Unpack
 
-import albumentations
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from data_modules.base import FaceDataModule
+from data_modules.base import FaceDataModule, FaceOptions
 from data_modules.cache import Finding, count_unreadable, default_cache_dir, find_unreadable, look_at_photos
 from data_modules.files import did_you_mean, files_below, nearest_folder
 from data_modules.photos import (
@@ -101,18 +99,8 @@ class MSCelebDataModule(FaceDataModule):
             aligned frame repeats their border. Of no effect on a `.tsv`.
         cache_dir: where it is kept what was found out about the photos (places, landmarks, unreadable ones), so that
             the next start is fast; None for `idface` in the user's cache folder.
-        image_size: as for FaceDataModule, like all that follow.
-        batch_size: likewise.
-        num_workers: likewise.
-        seed: likewise.
-        val_identities: likewise.
-        test_identities: likewise.
-        held_out_photos: likewise.
-        attributes_per_query: likewise.
-        partner: likewise.
-        sample_transforms: likewise.
-        batch_transforms: likewise.
-        memory_limit: likewise.
+        image_size: side of the square images, in pixels.
+        options: what every FaceDataModule takes.
 
     Raises:
         FileNotFoundError: `root` does not exist, or holds neither a `.tsv` nor a `.rec` file.
@@ -126,32 +114,9 @@ class MSCelebDataModule(FaceDataModule):
         trust_alignment: bool = True,
         cache_dir: Path | None = None,
         image_size: int = 64,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        val_identities: int | float = 0.1,
-        test_identities: int | float = 0.1,
-        held_out_photos: int = 2,
-        attributes_per_query: int = 1,
-        partner: bool = True,
-        sample_transforms: list[albumentations.BasicTransform] | None = None,
-        batch_transforms: list[nn.Module] | None = None,
-        memory_limit: float = 2.0,
+        **options: Unpack[FaceOptions],
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            val_identities=val_identities,
-            test_identities=test_identities,
-            held_out_photos=held_out_photos,
-            attributes_per_query=attributes_per_query,
-            partner=partner,
-            sample_transforms=sample_transforms,
-            batch_transforms=batch_transforms,
-            memory_limit=memory_limit,
-        )
+        super().__init__(image_size=image_size, **options)
         self.root = Path(root).expanduser()
         self.align = align
         self.trust_alignment = trust_alignment

@@ -4,12 +4,11 @@ import csv
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Unpack
 
-import albumentations
 import numpy as np
-from torch import nn
 
-from data_modules.base import FaceDataModule
+from data_modules.base import FaceDataModule, LoadingOptions
 from data_modules.photos import Photo, PhotoError, PhotoReader, Rejected, map_photos
 from data_modules.prepare.align import AlignedReader
 
@@ -27,31 +26,19 @@ class ORLDataModule(FaceDataModule):
     def __init__(
         self,
         image_size: int = 64,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
         val_identities: int | float = 4,
         test_identities: int | float = 4,
         held_out_photos: int = 2,
         attributes_per_query: int = 4,
-        partner: bool = True,
-        sample_transforms: list[albumentations.BasicTransform] | None = None,
-        batch_transforms: list[nn.Module] | None = None,
-        memory_limit: float = 2.0,
+        **options: Unpack[LoadingOptions],
     ) -> None:
         super().__init__(
             image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
             val_identities=val_identities,
             test_identities=test_identities,
             held_out_photos=held_out_photos,
             attributes_per_query=attributes_per_query,
-            partner=partner,
-            sample_transforms=sample_transforms,
-            batch_transforms=batch_transforms,
-            memory_limit=memory_limit,
+            **options,
         )
 
     def list_photos(self) -> list[Photo | Rejected]:

@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Unpack
 
-import albumentations
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from data_modules.base import LoadingOptions
 from data_modules.cache import count_unreadable
 from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder, portable
@@ -49,15 +50,9 @@ class UTKFaceDataModule(DetectedFaceDataModule):
         test_share: of the photos, likewise, to test on.
         cache_dir: where it is kept what was found out about the photos (landmarks, unreadable files), so that the next
             start is fast; None for `idface` in the user's cache folder.
-        image_size: as for FaceDataModule, like all that follow; its options about identities do not apply.
-        batch_size: likewise.
-        num_workers: likewise.
-        seed: likewise.
+        image_size: side of the square images, in pixels.
         attributes_per_query: partners for each photo in the evaluation set "unseen".
-        partner: likewise.
-        sample_transforms: likewise.
-        batch_transforms: likewise.
-        memory_limit: likewise.
+        options: what every FaceDataModule takes, without what splits by person.
 
     Raises:
         FileNotFoundError: `root` does not exist.
@@ -72,28 +67,16 @@ class UTKFaceDataModule(DetectedFaceDataModule):
         test_share: float = 0.1,
         cache_dir: Path | None = None,
         image_size: int = 64,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
         attributes_per_query: int = 1,
-        partner: bool = True,
-        sample_transforms: list[albumentations.BasicTransform] | None = None,
-        batch_transforms: list[nn.Module] | None = None,
-        memory_limit: float = 2.0,
+        **options: Unpack[LoadingOptions],
     ) -> None:
         super().__init__(
             image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
             val_identities=0,
             test_identities=0,
             held_out_photos=0,
             attributes_per_query=attributes_per_query,
-            partner=partner,
-            sample_transforms=sample_transforms,
-            batch_transforms=batch_transforms,
-            memory_limit=memory_limit,
+            **options,
         )
         self.root = Path(root).expanduser()
         self.align = align
