@@ -94,7 +94,36 @@ def open_photo(photo: Path | Photo, at_least: int | None = None) -> Image.Image:
     try:
         if path.stat().st_size == 0 or (part and part.length == 0):
             raise PhotoError("empty file")
-        with Image.open(_cut_out(path, part) if part else path, formats=_FORMATS) as image:
+        return decode_photo(io.BytesIO(_cut_out(path, part)) if part else path, at_least)
+    except (OSError, ValueError) as error:
+        raise PhotoError(f"cannot be decoded: {error}") from error
+
+
+def photo_content(photo: Photo) -> bytes:
+    """The bytes of a photo's image file.
+
+    Raises:
+        PhotoError: it is empty, too large, cut short or cannot be read.
+    """
+    try:
+        if photo.part is not None:
+            content = _cut_out(photo.path, photo.part)
+        else:
+            with photo.path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise PhotoError(f"cannot be decoded: {error}") from error
+    if not content:
+        raise PhotoError("empty file")
+    if len(content) > MAX_BYTES:
+        raise PhotoError(f"more than {MAX_BYTES:,} bytes")
+    return content
+
+
+def decode_photo(file: Path | io.BytesIO, at_least: int | None = None) -> Image.Image:
+    """As `open_photo`, of an image file or its bytes."""
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
             if min(image.size) < MIN_SIDE:
                 raise PhotoError(f"too small: {image.width}x{image.height}, expected {MIN_SIDE} pixels or more a side")
             if image.width * image.height > MAX_PIXELS:
@@ -111,7 +140,7 @@ def open_photo(photo: Path | Photo, at_least: int | None = None) -> Image.Image:
         raise PhotoError(f"cannot be decoded: {error}") from error
 
 
-def _cut_out(path: Path, part: Part) -> io.BytesIO:
+def _cut_out(path: Path, part: Part) -> bytes:
     """The image file that is a part of another file."""
     if part.length > MAX_BYTES:
         raise PhotoError(f"{part.length:,} bytes, expected {MAX_BYTES:,} or fewer")
@@ -120,7 +149,7 @@ def _cut_out(path: Path, part: Part) -> io.BytesIO:
         content = file.read(part.length)
     if len(content) < part.length:
         raise PhotoError(f"cut short: {part.length - len(content)} bytes of it lie behind the end of {path.name}")
-    return io.BytesIO(base64.b64decode(content, validate=True) if part.base64 else content)
+    return base64.b64decode(content, validate=True) if part.base64 else content
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -54,7 +54,7 @@ def detecting_reader(photos: Sequence[Photo], size: int, *, root: Path, cache_di
     findings = look_at_photos(
         photos,
         face_finder(lambda photo: (np.asarray(open_photo(photo)), (0, 0))),
-        kind="mtcnn-1",
+        kind="mtcnn-2",
         root=root,
         cache_dir=cache_dir,
         task="Looking for faces",
