@@ -3,10 +3,10 @@
 import csv
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import albumentations
 import lightning.pytorch as pl
@@ -16,12 +16,16 @@ from torch import Tensor, nn
 
 from data_modules.batch import EVALUATION_SETS, FaceBatch, to_float
 from data_modules.loader import DiskImages, FaceDataset, FaceLoader, Images, MemoryImages, TrainingLoader
-from data_modules.photos import Photo, PhotoError, PhotoReader, Rejected, map_photos, progress
+from data_modules.people import Names, part_excluded, read_names
+from data_modules.photos import Hint, Photo, PhotoCheck, PhotoError, PhotoReader, Rejected, progress, read_photos
 from data_modules.samplers import (
     BATCH_AUGMENTATION,
     EvaluationBatches,
     SamePersonPartners,
+    Shuffled,
     TrainingBatches,
+    TrainingPhotos,
+    TrainingSampler,
     draw_other_people,
     hash_counters,
 )
@@ -41,6 +45,8 @@ class LoadingOptions(TypedDict, total=False):
     sample_transforms: list[albumentations.BasicTransform] | None
     batch_transforms: list[nn.Module] | None
     memory_limit: float
+    sampler: TrainingSampler | None
+    exclude: Path | None
 
 
 class FaceOptions(LoadingOptions, total=False):
@@ -92,7 +98,17 @@ class FaceDataModule(pl.LightningDataModule):
         batch_transforms: modules for training batches, on the device: kornia's, or any that map float (B, 3, S, S) in
             [0, 1] to the same.
         memory_limit: GiB; a set that fits is decoded once and kept in memory, a larger one is decoded as it is loaded.
+        sampler: which photos make a training batch, such as `IdentityBalanced`; None for all of them, shuffled.
+        exclude: a text file of people to leave out of every use, a name a line (`idface people` writes one of another
+            set): "Aaron_Eckhart" is "aaron eckhart". Who is known by a number is only found by that.
+
+    Raises:
+        FileNotFoundError: there is no file `exclude`.
+        ValueError: an option is out of range, or `exclude` is no list of names.
     """
+
+    licence: ClassVar[str] = "not stated"
+    """What the makers of the set allow, in a sentence, and where it stands."""
 
     def __init__(
         self,
@@ -108,6 +124,8 @@ class FaceDataModule(pl.LightningDataModule):
         sample_transforms: list[albumentations.BasicTransform] | None = None,
         batch_transforms: list[nn.Module] | None = None,
         memory_limit: float = 2.0,
+        sampler: TrainingSampler | None = None,
+        exclude: Path | None = None,
     ) -> None:
         super().__init__()
         for option, value in (
@@ -131,6 +149,9 @@ class FaceDataModule(pl.LightningDataModule):
         self.sample_transforms = SampleTransforms(sample_transforms) if sample_transforms else None
         self.batch_transforms = nn.Sequential(*batch_transforms) if batch_transforms else None
         self.memory_limit = memory_limit
+        self.sampler = sampler or Shuffled()
+        self.exclude = None if exclude is None else Path(exclude).expanduser()
+        self._excluded_names = {} if self.exclude is None else read_names(self.exclude)
         self._loaders: list[FaceLoader] = []
         self._train_loader: TrainingLoader | None = None
         self._train_state: dict[str, int] | None = None
@@ -155,8 +176,24 @@ class FaceDataModule(pl.LightningDataModule):
         """What is known of each photo beside the person: float32 (N, ...) by key of a FaceBatch, NaN where unknown."""
         return {}
 
-    def split_photos(self, photos: Sequence[Photo], assigned: Mapping[str, str] | None = None) -> FaceSplit:
-        """Which photo is used for what; see `split_faces`. A set that comes with a split overrides this."""
+    def people_called(self, people: Collection[str]) -> Names:
+        """The names of people whose key, `Photo.person`, is none, or not their only one."""
+        return {}
+
+    def hints(self, photos: Sequence[Photo]) -> dict[str, Hint]:
+        """What the set says of where the face is, by the name of each photo of which it says anything."""
+        return {}
+
+    def check(self) -> PhotoCheck | None:
+        """What refuses an upright photo by raising PhotoError, where the set has rules of its own; None if not."""
+        return None
+
+    def partition(self, photos: Sequence[Photo]) -> dict[str, str]:
+        """ "train", "val" or "test" for each person, where the set comes with a split that is to be used."""
+        return {}
+
+    def split_photos(self, photos: Sequence[Photo]) -> FaceSplit:
+        """Which photo is used for what; see `split_faces`."""
         if (people := len({photo.person for photo in photos} - {None})) < 2:
             raise ValueError(
                 f"{type(self).__name__} found {len(photos)} usable photos of {people} known people, "
@@ -169,7 +206,7 @@ class FaceDataModule(pl.LightningDataModule):
             test_identities=self.test_identities,
             held_out_photos=self.held_out_photos,
             seed=self.seed,
-            assigned=assigned,
+            assigned=self.partition(photos) or None,
         )
 
     def verify(self) -> list[str]:
@@ -178,11 +215,21 @@ class FaceDataModule(pl.LightningDataModule):
 
     # What is known of the data.
 
-    @cached_property
-    def _faces(self) -> _Faces:
+    def wanted_photos(self) -> tuple[list[Photo], list[Rejected]]:
+        """The photos by name, without excluded people's, and the files that are left out without a look at them."""
         listed = self.list_photos()
         photos = sorted(entry for entry in listed if isinstance(entry, Photo))
         rejected = [entry for entry in listed if isinstance(entry, Rejected)]
+        if self.exclude is not None:
+            called = self.people_called({photo.person for photo in photos if photo.person is not None})
+            photos, excluded = part_excluded(photos, self._excluded_names, called, self.exclude)
+            rejected += excluded  # last: what is wrong with the set is to be read first
+        return photos, rejected
+
+    @cached_property
+    def _faces(self) -> _Faces:
+        photos, left_out_unseen = self.wanted_photos()
+        total = len(photos) + len(left_out_unseen)
         read = self.reader(photos)
         images: Images
         if len(photos) * self.image_size**2 * 3 <= self.memory_limit * 2**30:
@@ -190,9 +237,10 @@ class FaceDataModule(pl.LightningDataModule):
         else:
             reasons = self.find_unusable(photos, read)
             images = DiskImages([photo for photo in photos if photo.name not in reasons], read)
-        rejected += [Rejected(photo.path, reasons[photo.name]) for photo in photos if photo.name in reasons]
+        unusable = [Rejected(photo.path, reasons[photo.name]) for photo in photos if photo.name in reasons]
+        rejected = unusable + left_out_unseen
         photos = [photo for photo in photos if photo.name not in reasons]
-        left_out = f"{len(rejected)} of {len(listed)} files are left out"
+        left_out = f"{len(rejected)} of {total} files are left out"
         left_out += "".join(f"\n  {path}: {reason}" for path, reason in rejected[:5]) + "\n  ..." * (len(rejected) > 5)
         try:
             split = self.split_photos(photos)
@@ -206,7 +254,7 @@ class FaceDataModule(pl.LightningDataModule):
         """Read all photos; gives the readable ones, and why the others are not."""
         images = torch.empty(len(photos), self.image_size, self.image_size, 3, dtype=torch.uint8)
         reasons: dict[str, str] = {}
-        results = progress(map_photos(read, photos), "Reading photos", len(photos))
+        results = progress(read_photos(read, photos), "Reading photos", len(photos))
         row = 0
         for photo, result in zip(photos, results, strict=True):
             if isinstance(result, PhotoError):
@@ -215,6 +263,12 @@ class FaceDataModule(pl.LightningDataModule):
                 images.numpy()[row] = result
                 row += 1
         return MemoryImages(images[:row]), reasons
+
+    def people(self) -> list[str]:
+        """Names of everybody in the set, sorted; a person's key where no name is known. Decodes no photo."""
+        people = {entry.person for entry in self.list_photos() if isinstance(entry, Photo) and entry.person is not None}
+        called = self.people_called(people)
+        return sorted({next(iter(called.get(person, ())), person) for person in people})
 
     @property
     def num_identities(self) -> int:
@@ -276,9 +330,11 @@ class FaceDataModule(pl.LightningDataModule):
         faces = self._faces
         rank, world_size = self._place()
         partners = SamePersonPartners(faces.split.train, faces.split.identity) if self.partner else None
+        photos = TrainingPhotos(faces.split.train, faces.split.identity, faces.labels, type(self).__name__)
+        order = self.sampler.order(photos, self.batch_size, world_size, self.seed)
         loader = TrainingLoader(
             FaceDataset(faces.images, faces.split.identity, self.seed, self.sample_transforms, faces.labels),
-            TrainingBatches(faces.split.train, self.batch_size, self.seed, rank, world_size, partners),
+            TrainingBatches(order, self.batch_size, self.seed, rank, world_size, partners),
             self.num_workers if self.sample_transforms or isinstance(faces.images, DiskImages) else 0,
             self._on_gpu(),
         )

@@ -3,7 +3,8 @@
 Liu, Luo, Wang and Tang 2015, "Deep Learning Face Attributes in the Wild".
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Unpack
@@ -15,14 +16,17 @@ from torch import Tensor
 
 from data_modules.base import FaceDataModule, FaceOptions
 from data_modules.cache import find_unreadable
-from data_modules.photos import Photo, PhotoReader, Rejected
+from data_modules.files import bounded_lines
+from data_modules.photos import Hint, Photo, PhotoReader, Rejected
 from data_modules.prepare.align import AlignedReader, detecting_reader
-from data_modules.splits import FaceSplit
 
-PHOTOS, PEOPLE = 202_599, 10_177
+PHOTOS, PEOPLE, ATTRIBUTE_COUNT = 202_599, 10_177, 40
+MAX_NUMBER = 1e6  # pixels: no landmark and no box lies farther
 PARTITION = {"0": "train", "1": "val", "2": "test"}
 IDENTITY, ATTRIBUTES = "identity_CelebA.txt", "list_attr_celeba.txt"
 EVALUATION, LANDMARKS, BOXES = "list_eval_partition.txt", "list_landmarks_align_celeba.txt", "list_bbox_celeba.txt"
+
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class CelebADataModule(FaceDataModule):
@@ -46,6 +50,11 @@ class CelebADataModule(FaceDataModule):
         FileNotFoundError: the photos, the identities or, for the official split, the partition are not there.
         ValueError: a list is damaged; names the line.
     """
+
+    licence = (
+        "Non-commercial research only, no copy to others, and the photos, from the web, are not property of its makers "
+        "(agreement on mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
+    )
 
     def __init__(
         self,
@@ -99,17 +108,26 @@ class CelebADataModule(FaceDataModule):
         attributes = torch.from_numpy(np.stack(rows))
         return {"attributes": attributes, "sex": attributes[:, self.attribute_names.index("Male")]}
 
-    def split_photos(self, photos: Sequence[Photo], assigned: Mapping[str, str] | None = None) -> FaceSplit:
-        """The official split of people, or one of our own."""
-        return super().split_photos(photos, self._official(photos) if self.official_split else assigned)
+    def hints(self, photos: Sequence[Photo]) -> dict[str, Hint]:
+        """The published landmarks, if their list is there."""
+        if self._find(LANDMARKS) is None:
+            return {}
+        points = self._landmarks
+        return {
+            photo.name: Hint(points[name].tolist()) for photo in photos if (name := f"{photo.path.stem}.jpg") in points
+        }
 
-    def _official(self, photos: Sequence[Photo]) -> dict[str, str]:
-        """ "train", "val" or "test" for each person."""
+    def partition(self, photos: Sequence[Photo]) -> dict[str, str]:
+        """The official split, unless it is not wanted."""
+        if not self.official_split:
+            return {}
         file = self._needed(EVALUATION, "the official split")
         use: dict[str, str] = {}
         for number, (name, part) in _rows(file, 2):
             if part not in PARTITION:
-                raise ValueError(f"{file}, line {number}: partition '{part}', expected 0 (train), 1 (val) or 2 (test)")
+                raise ValueError(
+                    f"{file}, line {number}: partition {part[:40]!r}, expected 0 (train), 1 (val) or 2 (test)"
+                )
             if (person := self._identity.get(name)) is None:
                 continue
             if use.setdefault(person, PARTITION[part]) != PARTITION[part]:
@@ -145,9 +163,13 @@ class CelebADataModule(FaceDataModule):
         file = self._find(ATTRIBUTES)
         if file is None:
             return []
-        with file.open(encoding="utf-8") as lines:
-            next(lines)
-            return next(lines).split()
+        names = next((line.split() for number, line in bounded_lines(file) if number == 2), [])
+        if len(names) != ATTRIBUTE_COUNT or "Male" not in names:
+            raise ValueError(
+                f"{file}, line 2: {len(names)} names, expected those of CelebA's {ATTRIBUTE_COUNT} attributes, Male "
+                "among them; the list is damaged"
+            )
+        return names
 
     @cached_property
     def bounding_boxes(self) -> dict[str, NDArray[np.float32]]:
@@ -156,7 +178,15 @@ class CelebADataModule(FaceDataModule):
 
     @cached_property
     def _identity(self) -> dict[str, str]:
-        return {name: person for _, (name, person) in _rows(self._needed(IDENTITY, "who is on each photo"), 2)}
+        file = self._needed(IDENTITY, "who is on each photo")
+        identity: dict[str, str] = {}
+        for number, (name, person) in _rows(file, 2):
+            if not _NUMBER.fullmatch(person):
+                raise ValueError(
+                    f"{file}, line {number}: person {person[:40]!r}, expected a number; the list is damaged"
+                )
+            identity[name] = person
+        return identity
 
     @cached_property
     def _attributes(self) -> dict[str, NDArray[np.float32]]:
@@ -175,7 +205,9 @@ class CelebADataModule(FaceDataModule):
             try:
                 numbers[photo] = np.array(values, np.float32)
             except ValueError:
-                raise ValueError(f"{file}, line {number}: expected {columns} numbers after {photo}") from None
+                numbers[photo] = np.full(columns, np.nan)
+            if not np.all(np.abs(numbers[photo]) < MAX_NUMBER):
+                raise ValueError(f"{file}, line {number}: expected {columns} numbers after {photo[:40]!r}")
         return numbers
 
     def _find(self, name: str) -> Path | None:
@@ -194,11 +226,10 @@ class CelebADataModule(FaceDataModule):
 
 def _rows(file: Path, fields: int, skip: int = 0) -> Iterator[tuple[int, list[str]]]:
     """The lines of a list with their numbers, each split into so many fields."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            parts = line.split()
-            if number <= skip or not parts:
-                continue
-            if len(parts) != fields:
-                raise ValueError(f"{file}, line {number}: {len(parts)} fields, expected {fields}; the list is damaged")
-            yield number, parts
+    for number, line in bounded_lines(file):
+        parts = line.split()
+        if number <= skip or not parts:
+            continue
+        if len(parts) != fields:
+            raise ValueError(f"{file}, line {number}: {len(parts)} fields, expected {fields}; the list is damaged")
+        yield number, parts

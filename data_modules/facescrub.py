@@ -19,6 +19,7 @@ from data_modules.files import did_you_mean, files_below, nearest_folder, portab
 from data_modules.photos import (
     MIN_SIDE,
     CentreReader,
+    Hint,
     Photo,
     PhotoError,
     PhotoReader,
@@ -41,6 +42,9 @@ PUBLISHED_PEOPLE = 265
 
 MAX_LINE = 2**16
 """Bytes of a line in a list; the longest have some hundred."""
+
+MAX_ROWS = 1_000_000
+"""Faces that a list names: ten times as many as both lists do."""
 
 MAX_REJECTED = 10_000
 """Lines of a list whose rejection is told one by one; a list that is none must not fill the memory with reasons."""
@@ -132,6 +136,11 @@ class FaceScrubDataModule(FaceDataModule):
         ValueError: `margin` is negative, or there are fewer than two people with usable photos.
     """
 
+    licence = (
+        "Not found stated by its makers, others name CC BY-NC-ND 3.0 for the lists: ask them for the terms; "
+        "the photos, on the web, belong to their owners"
+    )
+
     def __init__(
         self,
         root: Path,
@@ -189,6 +198,11 @@ class FaceScrubDataModule(FaceDataModule):
 
         return {name: finding.reason for name, finding in self._look(photos, look, "box").items() if finding.reason}
 
+    def hints(self, photos: Sequence[Photo]) -> dict[str, Hint]:
+        """The boxes of full photos."""
+        boxes = self._found.boxes
+        return {photo.name: Hint(box=boxes[photo.name]) for photo in photos if photo.name in boxes}
+
     def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
         """`sex` of each photo, float32 (N,)."""
         rows = self._found.rows
@@ -245,6 +259,11 @@ class FaceScrubDataModule(FaceDataModule):
                 for number, row in _read_list(path, sex):
                     if isinstance(row, _Row) and row.name not in rows:
                         rows[row.name] = row
+                        if len(rows) > MAX_ROWS:
+                            raise ValueError(
+                                f"lists: '{path}' names more than {MAX_ROWS:,} faces at line {number:,}, expected "
+                                f"{sum(PUBLISHED_FACES.values()):,} in both lists: take the published one"
+                            )
                     elif len(damaged) < MAX_REJECTED:
                         reason = f"{row.name} a second time" if isinstance(row, _Row) else row
                         damaged.append(Rejected(path, f"line {number:,}: {reason}"))

@@ -5,7 +5,7 @@ from typing import Unpack
 
 from data_modules.base import FaceOptions
 from data_modules.detected import DetectedFaceDataModule
-from data_modules.files import did_you_mean, files_below, nearest_folder, portable
+from data_modules.files import did_you_mean, files_below, has_control_characters, nearest_folder, portable
 from data_modules.photos import Photo, Rejected
 
 
@@ -32,6 +32,8 @@ class FaceFolderDataModule(DetectedFaceDataModule):
         FileNotFoundError: `root`, or a folder named as `unlabelled`, does not exist.
         ValueError: there are fewer than two people with usable photos.
     """
+
+    licence = "That of the folder's owner"
 
     def __init__(
         self,
@@ -70,6 +72,8 @@ class FaceFolderDataModule(DetectedFaceDataModule):
             for path in files_below(folder):
                 if path.name.startswith("."):
                     entries.append(Rejected(path, "hidden file"))
+                elif has_control_characters(str(path.relative_to(folder.parent))):
+                    entries.append(Rejected(path, "control characters in its name"))
                 else:
                     name = path.relative_to(folder).as_posix()
                     entries.append(

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -13,13 +13,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.io import loadmat
+from scipy.io import loadmat, whosmat
 from torch import Tensor
 
 from data_modules.base import FaceDataModule, FaceOptions
 from data_modules.cache import Finding, find_unreadable, look_at_photos
-from data_modules.files import did_you_mean, nearest_folder
-from data_modules.photos import CentreReader, Photo, PhotoError, PhotoReader, Pixels, Rejected, map_photos, open_photo
+from data_modules.files import (
+    MAX_PART,
+    MAX_PATH,
+    did_you_mean,
+    has_control_characters,
+    nearest_folder,
+    person_problem,
+)
+from data_modules.matlab import check_mat
+from data_modules.photos import (
+    CentreReader,
+    Hint,
+    Photo,
+    PhotoCheck,
+    PhotoError,
+    PhotoReader,
+    Pixels,
+    Rejected,
+    map_photos,
+    open_photo,
+)
 from data_modules.prepare.align import detecting_reader
 
 Subset = Literal["imdb", "wiki"]
@@ -36,6 +55,7 @@ CROP_MARGIN = 0.4
 
 GREY_TOLERANCE = 8
 """Of 255: a photo in which no pixel's channels lie farther apart is grey, whatever the file's mode."""
+_GREY_SIDE = 32  # pixels: that much of the shorter side is looked at
 
 _FIELDS = ("dob", "photo_taken", "full_path", "gender", "name", "face_location", "face_score", "second_face_score")
 
@@ -103,6 +123,11 @@ class IMDBWikiDataModule(FaceDataModule):
         ValueError: a .mat file is damaged or lacks fields, or there are fewer than two people with usable photos.
     """
 
+    licence = (
+        "Academic research only; the photos, from the web, belong to their owners "
+        "(data.vision.ee.ethz.ch/cvl/rrothe/imdb-wiki)"
+    )
+
     def __init__(
         self,
         root: Path,
@@ -146,7 +171,9 @@ class IMDBWikiDataModule(FaceDataModule):
         for subset, entries in self._entries.items():
             for entry in entries:
                 if entry.path is None:
-                    listed.append(Rejected(self._folder(subset), f"{entry.name!r}: no path inside this folder"))
+                    listed.append(Rejected(self._folder(subset), f"{entry.name[:80]!r}: no path inside this folder"))
+                elif entry.person is not None and (problem := person_problem(entry.person)):
+                    listed.append(Rejected(entry.path, problem))
                 elif entry.name in seen:
                     listed.append(Rejected(entry.path, f"listed twice in {subset}.mat"))
                 elif reason := self._excluded(entry):
@@ -174,6 +201,17 @@ class IMDBWikiDataModule(FaceDataModule):
     def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
         """Grey and small photos, those without a face, or that cannot be decoded; known from the cache."""
         return dict(read.reasons) if isinstance(read, _ChoosyReader) else {}
+
+    def hints(self, photos: Sequence[Photo]) -> dict[str, Hint]:
+        """The boxes of faces in full photos; the published crops show the face in their middle."""
+        if self.crops:
+            return {}
+        boxes = {entry.name: entry.box for entries in self._entries.values() for entry in entries}
+        return {photo.name: Hint(box=boxes[photo.name]) for photo in photos}
+
+    def check(self) -> PhotoCheck:
+        """Refuses grey and small photos."""
+        return partial(_check_rich, min_side=self.min_side, need_colour=self.need_colour)
 
     def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
         """`sex` and `age` of each photo, float32 (N,)."""
@@ -206,8 +244,9 @@ class IMDBWikiDataModule(FaceDataModule):
                 ([f"{name} ({reason})" for name, reason in broken.items()], "cannot be read"),
             ):
                 if names:
+                    first = names[0][:200]
                     found.append(
-                        f"{len(names):,} of the {len(entries):,} photos of {subset}.mat {what}; the first: {names[0]}."
+                        f"{len(names):,} of the {len(entries):,} photos of {subset}.mat {what}; the first: {first}."
                     )
         return found
 
@@ -215,14 +254,9 @@ class IMDBWikiDataModule(FaceDataModule):
         """Why photos cannot be decoded, or are too small or grey, by name."""
 
         def check(photo: Photo) -> None:
-            # Decoding at an eighth of the size is enough to tell grey from colour, and several times as fast.
-            pixels = np.asarray(open_photo(photo, at_least=32))
+            small = open_photo(photo, at_least=_GREY_SIDE)  # several times as fast
             with Image.open(photo.path) as image:
-                width, height = image.size
-            if min(width, height) < self.min_side:
-                raise PhotoError(f"shorter side below {self.min_side} pixels: {width}x{height}")
-            if self.need_colour and int(np.ptp(pixels, axis=2).max()) <= GREY_TOLERANCE:
-                raise PhotoError("grey")
+                _check_rich(small, self.min_side, self.need_colour, image.size)
 
         def look(chunk: Sequence[Photo]) -> Iterable[Finding]:
             for result in map_photos(check, chunk):
@@ -334,20 +368,32 @@ class _BoxReader:
         return np.asarray(square.resize((self.size, self.size), Image.Resampling.LANCZOS))
 
 
+def _check_rich(image: Image.Image, min_side: int, need_colour: bool, size: tuple[int, int] | None = None) -> None:
+    """Refuse a photo that is small, or grey; `size` is the photo's if the image is a smaller copy."""
+    width, height = size or image.size
+    if min(width, height) < min_side:
+        raise PhotoError(f"shorter side below {min_side} pixels: {width}x{height}")
+    # An eighth of the size is enough to tell grey from colour, and leaves out the noise of single pixels.
+    shrunk = image.reduce(max(1, min(8, min(image.size) // _GREY_SIDE)))
+    if need_colour and int(np.ptp(np.asarray(shrunk), axis=2).max()) <= GREY_TOLERANCE:
+        raise PhotoError("grey")
+
+
 def _read_mat(file: Path, subset: Subset, folder: Path) -> list[_Entry]:
     try:
-        variables = loadmat(file)
+        check_mat(file, subset)
+        variables = loadmat(file, variable_names=[subset])
         struct = variables[subset][0, 0]
         found = set(struct.dtype.names or ())
     except KeyError:
-        names = ", ".join(sorted(name for name in variables if not name.startswith("__"))) or "nothing"
+        names = ", ".join(sorted(name[:40] for name, _, _ in whosmat(file)[:10])) or "nothing"
         raise ValueError(f"'{file}' holds {names}, expected the struct '{subset}': take the published file") from None
     except Exception as error:  # a damaged file makes scipy raise whatever comes: zlib.error, TypeError, ...
         raise ValueError(f"'{file}' cannot be read ({error}): take the published file again") from error
     if missing := [field for field in _FIELDS if field not in found]:
         raise ValueError(
-            f"'{file}' lacks the fields {', '.join(missing)}; it has {', '.join(sorted(found)) or 'none'}: take the "
-            "published file"
+            f"'{file}' lacks the fields {', '.join(missing)}; it has {', '.join(sorted(found)[:20]) or 'none'}: "
+            "take the published file"
         )
     fields = {field: struct[field].ravel() for field in found}
     sizes = {field: len(fields[field]) for field in _FIELDS}
@@ -419,8 +465,11 @@ def _portable(text: str) -> str:
 
 def _inside(folder: Path, path: str) -> Path | None:
     """The file of a path that was read from a .mat; None where it is empty or would lead out of the folder."""
-    inside = PurePosixPath(path)
-    if not inside.parts or inside.is_absolute() or ".." in inside.parts or re.search(r"[\\:\0]", path):
+    inside = PurePosixPath(path[: MAX_PATH + 1])
+    if not inside.parts or inside.is_absolute() or ".." in inside.parts or re.search(r"[\\:]", path):
+        return None
+    lengths = [len(part.encode("utf-8", "replace")) for part in inside.parts]
+    if len(path) > MAX_PATH or sum(lengths) > MAX_PATH or max(lengths) > MAX_PART or has_control_characters(path):
         return None
     return folder / inside
 

@@ -1,5 +1,6 @@
 """Labeled Faces in the Wild: 13,233 photos of 5,749 people (Huang et al. 2007, UMass Amherst TR 07-49)."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,13 +14,15 @@ from torch import Tensor
 from data_modules.base import FaceOptions
 from data_modules.cache import count_unreadable
 from data_modules.detected import DetectedFaceDataModule
-from data_modules.files import did_you_mean, files_below, nearest_folder
+from data_modules.files import bounded_lines, did_you_mean, files_below, nearest_folder, person_problem
 from data_modules.photos import Photo, Rejected
 
 PHOTOS, PEOPLE = 13_233, 5_749
 FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
 """Of photos, in `root`: the four archives unpack to these."""
 NAME_LISTS = {"female_names.txt": -1.0, "male_names.txt": 1.0}
+
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 Pair = tuple[tuple[str, int], tuple[str, int]]
 """Two photos, each by the person's name and the photo's number."""
@@ -46,6 +49,8 @@ class LFWDataModule(DetectedFaceDataModule):
         FileNotFoundError: there is no folder of photos.
         ValueError: there are fewer than two people with usable photos, or a list is damaged.
     """
+
+    licence = "Not stated by its makers (vis-www.cs.umass.edu/lfw); the photos were collected from news on the web"
 
     def __init__(
         self,
@@ -74,8 +79,9 @@ class LFWDataModule(DetectedFaceDataModule):
         for path in files_below(self._photo_folder):
             person = path.parent.name
             number = path.stem.removeprefix(f"{person}_")
-            if path.parent.parent == self._photo_folder and path.suffix == ".jpg" and number.isdecimal():
-                entries.append(Photo(f"{person}/{path.name}", person, path))
+            if path.parent.parent == self._photo_folder and path.suffix == ".jpg" and _NUMBER.fullmatch(number):
+                problem = person_problem(person)
+                entries.append(Rejected(path, problem) if problem else Photo(f"{person}/{path.name}", person, path))
             elif self._photo_folder != self.root or path.parent != self.root:  # there the lists lie beside the people
                 entries.append(Rejected(path, "not named <Name>/<Name>_<number>.jpg"))
         return entries
@@ -118,7 +124,7 @@ class LFWDataModule(DetectedFaceDataModule):
             name.strip(): sex
             for file, sex in NAME_LISTS.items()
             if (self.root / file).is_file()
-            for name in (self.root / file).read_text("utf-8").splitlines()
+            for _, name in bounded_lines(self.root / file)
             if name.strip()
         }
 
@@ -133,16 +139,22 @@ def read_pairs(file: Path) -> tuple[list[Pair], np.ndarray]:
         ValueError: a line is neither a same-person nor a different-person pair, or their number is not the announced
             one.
     """
-    (folds, each), *lines = (line.split() for line in file.read_text().splitlines() if line.strip())
+    announced: tuple[int, int] | None = None
     pairs: list[Pair] = []
-    for line in lines:
-        match line:
-            case (person, a, b):
-                pairs.append(((person, int(a)), (person, int(b))))
-            case (person, a, other, b):
-                pairs.append(((person, int(a)), (other, int(b))))
+    for number, line in bounded_lines(file):
+        match [int(field) if _NUMBER.fullmatch(field) else field for field in line.split()]:
+            case []:
+                pass
+            case [int(folds), int(each)] if announced is None:
+                announced = folds, each
+            case [str(person), int(a), int(b)] if announced is not None:
+                pairs.append(((person, a), (person, b)))
+            case [str(person), int(a), str(other), int(b)] if announced is not None:
+                pairs.append(((person, a), (other, b)))
             case _:
-                raise ValueError(f"{file}: expected 'name number number' or 'name number name number', found {line}")
-    if len(pairs) != 2 * int(folds) * int(each):
+                expected = "'name number number' or 'name number name number'" if announced else "'folds pairs'"
+                raise ValueError(f"{file}, line {number}: expected {expected}, found {line[:80]!r}")
+    folds, each = announced or (0, 0)
+    if not pairs or len(pairs) != 2 * folds * each:
         raise ValueError(f"{file} announces {folds} folds of twice {each} pairs but holds {len(pairs)} pairs")
-    return pairs, np.repeat(np.arange(int(folds)), 2 * int(each))
+    return pairs, np.repeat(np.arange(folds), 2 * each)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_modules.batch import FaceBatch
-from data_modules.photos import Photo, PhotoError, PhotoReader, Pixels
+from data_modules.photos import ManyReader, Photo, PhotoError, PhotoReader, Pixels
 from data_modules.samplers import SAMPLE_AUGMENTATION, Draw, TrainingBatches, hash_counters
 from data_modules.splits import Rows
 from data_modules.transforms import SampleTransforms
@@ -58,17 +58,22 @@ class DiskImages:
 
     def gather(self, rows: Rows) -> tuple[Pixels, NDArray[np.bool_]]:
         """Photos as uint8 (B, S, S, 3), and (B,) which of them could be read; the others are black."""
-        read = [self._read_or_warn(self.photos[row]) for row in rows]
-        good = np.array([image is not None for image in read])
-        black = np.zeros_like(next((image for image in read if image is not None), np.empty(0, np.uint8)))
-        return np.stack([black if image is None else image for image in read]), good
+        photos = [self.photos[row] for row in rows]
+        read = self.read.read_many(photos) if isinstance(self.read, ManyReader) else [*map(self._attempt, photos)]
+        for photo, image in zip(photos, read, strict=True):
+            if isinstance(image, PhotoError):
+                log.warning("%s cannot be read any more (%s): another photo takes its place", photo.path, image)
+        good = np.array([not isinstance(image, PhotoError) for image in read])
+        black = np.zeros_like(
+            next((image for image in read if not isinstance(image, PhotoError)), np.empty(0, np.uint8))
+        )
+        return np.stack([black if isinstance(image, PhotoError) else image for image in read]), good
 
-    def _read_or_warn(self, photo: Photo) -> Pixels | None:
+    def _attempt(self, photo: Photo) -> Pixels | PhotoError:
         try:
             return self.read(photo)
         except PhotoError as error:
-            log.warning("%s cannot be read any more (%s): another photo takes its place", photo.path, error)
-            return None
+            return error
 
 
 class FaceDataset(Dataset[FaceBatch]):
@@ -195,7 +200,7 @@ class TrainingLoader(FaceLoader):
             position = round(position / state["batches_per_epoch"] * len(self))
             log.warning(
                 "The checkpoint was saved with %d batches an epoch, now there are %d (another batch size, number of "
-                "processes or set of photos): the order of photos is not the one that the run would have had.",
+                "processes, sampler or set of photos): the order of photos is not the one that the run would have had.",
                 state["batches_per_epoch"],
                 len(self),
             )

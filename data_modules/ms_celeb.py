@@ -8,7 +8,7 @@ import re
 import struct
 import zipfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -16,14 +16,24 @@ from typing import BinaryIO, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_modules.base import FaceDataModule, FaceOptions
 from data_modules.cache import Finding, count_unreadable, default_cache_dir, find_unreadable, look_at_photos
-from data_modules.files import did_you_mean, files_below, nearest_folder
+from data_modules.files import (
+    MAX_LINE,
+    MAX_NAME,
+    did_you_mean,
+    files_below,
+    has_control_characters,
+    nearest_folder,
+)
 from data_modules.photos import (
     CentreReader,
+    Hint,
     Part,
     Photo,
+    PhotoCheck,
     PhotoError,
     PhotoReader,
     Pixels,
@@ -39,6 +49,9 @@ log = logging.getLogger(__name__)
 PUBLISHED_LINES, PUBLISHED_PEOPLE = 8_456_240, 99_892
 """Of the aligned and of the cropped faces alike, as their download pages say."""
 
+NAME_LIST = "Top1M_MidList.Name.tsv"
+"""A name a line in one of many languages: `m.010002<tab>"Name"@en`."""
+
 INSIGHTFACE_SETS = {85_164: 3_804_846, 85_742: 5_822_653, 93_431: 5_179_510}
 """People -> photos of the refined sets: MS1M-IBUG (faces_ms1m), MS1M-ArcFace (faces_emore) and MS1M-RetinaFace."""
 
@@ -51,8 +64,14 @@ INSIGHTFACE_LANDMARKS: NDArray[np.float32] = np.array(
 MAX_BYTES = 2**24
 """Of a line and of a record. The set's take some ten kilobytes; an absurd one must not ask for all memory."""
 
+MAX_PHOTOS = 2**24
+"""Of a file: twice as many as were published. What is known of them takes some gigabytes."""
+
 MAX_REJECTED = 10_000
 """Reasons that are kept of a file; what is rejected beyond is counted."""
+
+MAX_NAMES = 1_000
+"""Of a person, in all languages."""
 
 MAX_JOINED = 1_000
 """Photos in several pieces that are put together in the cache. By chance there is one in 16 GiB."""
@@ -60,6 +79,7 @@ MAX_JOINED = 1_000
 _COLUMNS = 7
 _MID = re.compile(rb"[mg]\.[0-9a-z_]{1,32}")
 _RANK = re.compile(rb"[0-9]{1,9}")
+_NAME = re.compile(rb'([mg]\.[0-9a-z_]{1,32})\t"(.*)"@([A-Za-z-]+)')
 _FACE = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -76,8 +96,8 @@ class MSCelebDataModule(FaceDataModule):
 
     As published, `*.tsv`: the aligned or the cropped faces, a photo a line in 7 columns: Freebase MID, rank in the
     image search, URL of the image, URL of its page, face id, face rectangle and face data, the last two in base64. A
-    person is a MID. Not read: the thumbnails, the development and the low-shot sets, whose columns are others, and the
-    list of names (`Top1M_MidList.Name.tsv` is passed over).
+    person is a MID; what people are called is read from `Top1M_MidList.Name.tsv`, if it is there, for `exclude` and
+    `idface people`. Not read: the thumbnails, the development and the low-shot sets, whose columns are others.
 
     In the RecordIO form, `*.rec`: insightface's refined sets, such as `faces_ms1m`, `faces_emore` and
     `ms1m-retinaface`, read without MXNet. A person is a number. The index of identities that these sets append is known
@@ -106,6 +126,11 @@ class MSCelebDataModule(FaceDataModule):
         FileNotFoundError: `root` does not exist, or holds neither a `.tsv` nor a `.rec` file.
         ValueError: `root` holds both, or several `.rec` files; there are fewer than two people with usable photos.
     """
+
+    licence = (
+        "Non-commercial research only (MSR Data License Agreement, msceleb.org); "
+        "withdrawn by Microsoft in 2019, so that nobody grants it any more"
+    )
 
     def __init__(
         self,
@@ -175,6 +200,33 @@ class MSCelebDataModule(FaceDataModule):
         else:
             reasons = find_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
         return {photo.name: f"{_place(photo)}: {reasons[photo.name]}" for photo in photos if photo.name in reasons}
+
+    def people_called(self, people: Collection[str]) -> dict[str, list[str]]:
+        """The names of MIDs in all languages, the English ones first; nothing where the list of names is not there."""
+        folder = self.root if self.root.is_dir() else self.root.parent
+        wanted = {person.encode() for person in people}
+        names: dict[str, list[str]] = {}
+        for path in files_below(folder):
+            if path.name == NAME_LIST:
+                with path.open("rb") as lines:
+                    while line := lines.readline(MAX_LINE):  # of a longer line the pieces, which are no names
+                        if not (match := _NAME.match(line)) or match[1] not in wanted:
+                            continue
+                        called = names.setdefault(match[1].decode(), [])
+                        name = match[2].decode("utf-8", "replace")
+                        if len(called) < MAX_NAMES and len(name) <= MAX_NAME and not has_control_characters(name):
+                            called.insert(0 if match[3] == b"en" else len(called), name)
+        return names
+
+    def hints(self, photos: Sequence[Photo]) -> dict[str, Hint]:
+        """Where the landmarks lie in a RecordIO set, all of whose photos insightface has aligned."""
+        if not self.trust_alignment or self._sources()[0].suffix.lower() != ".rec":
+            return {}
+        return dict.fromkeys((photo.name for photo in photos), Hint(INSIGHTFACE_LANDMARKS.tolist()))
+
+    def check(self) -> PhotoCheck | None:
+        """Refuses photos of another size where their alignment is trusted."""
+        return _check_aligned if self.trust_alignment and self._sources()[0].suffix.lower() == ".rec" else None
 
     def verify(self) -> list[str]:
         """What is missing or damaged, a sentence each. Decodes every photo."""
@@ -283,12 +335,16 @@ class _InsightFaceReader:
     def __call__(self, photo: Photo) -> Pixels:
         """Read a photo as uint8 (size, size, 3)."""
         image = open_photo(photo)
-        if image.size != (INSIGHTFACE_SIDE, INSIGHTFACE_SIDE):
-            raise PhotoError(
-                f"{image.width}x{image.height} pixels, expected {INSIGHTFACE_SIDE}x{INSIGHTFACE_SIDE} as insightface "
-                "aligns them: set trust_alignment to false to look for the face"
-            )
+        _check_aligned(image)
         return warp_face(np.asarray(image), INSIGHTFACE_LANDMARKS, self.size)
+
+
+def _check_aligned(image: Image.Image) -> None:
+    if image.size != (INSIGHTFACE_SIDE, INSIGHTFACE_SIDE):
+        raise PhotoError(
+            f"{image.width}x{image.height} pixels, expected {INSIGHTFACE_SIDE}x{INSIGHTFACE_SIDE} as insightface "
+            "aligns them: set trust_alignment to false to look for the face"
+        )
 
 
 def _place(photo: Photo) -> str:
@@ -353,6 +409,8 @@ class _Scan:
     announced: tuple[int, int] = (-1, -1)
 
     def add(self, name: bytes, offset: int, length: int, joined: bool = False) -> None:
+        if len(self.offset) == MAX_PHOTOS:
+            raise ValueError(f"is one more than the {MAX_PHOTOS:,} photos that are kept of a file")
         self.names += name + b"\n"
         self.offset.append(offset)
         self.length.append(length)

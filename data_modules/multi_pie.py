@@ -95,6 +95,11 @@ class MultiPIEDataModule(DetectedFaceDataModule):
         ValueError: what is asked for is not in the set, or there are fewer than two people with usable photos.
     """
 
+    licence = (
+        "Not openly stated by its makers: that of the holder's agreement with Carnegie Mellon University, which hands "
+        "the set out (ri.cmu.edu/project/pie-database)"
+    )
+
     def __init__(
         self,
         root: Path,

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_modules.base import FaceDataModule, LoadingOptions
-from data_modules.photos import Photo, PhotoError, PhotoReader, Rejected, map_photos
+from data_modules.photos import Hint, Photo, PhotoError, PhotoReader, Rejected, map_photos
 from data_modules.prepare.align import AlignedReader
 
 LANDMARKS_FILE = Path(__file__).with_name("orl_landmarks.csv")
@@ -22,6 +23,10 @@ class ORLDataModule(FaceDataModule):
 
     The arguments are those of FaceDataModule; four people each to validate and to test on, as there are but forty.
     """
+
+    licence = (
+        "Credit to AT&T Laboratories Cambridge is asked for (cl.cam.ac.uk/research/dtg/attarchive/facedatabase.html)"
+    )
 
     def __init__(
         self,
@@ -49,15 +54,23 @@ class ORLDataModule(FaceDataModule):
 
     def reader(self, photos: Sequence[Photo]) -> PhotoReader:
         """Reads and aligns a photo through the landmarks that are kept beside this file."""
-        with LANDMARKS_FILE.open(newline="") as file:
-            _, *rows = csv.reader(file)  # person, photo, x and y of five points
-        landmarks = {f"s{row[0]}/{row[1]}.pgm": np.array(row[2:], np.float32).reshape(5, 2) for row in rows}
-        return AlignedReader(landmarks, self.image_size)
+        return AlignedReader(_landmarks(), self.image_size)
+
+    def hints(self, photos: Sequence[Photo]) -> dict[str, Hint]:
+        """The landmarks that are kept beside this file."""
+        landmarks = _landmarks()
+        return {photo.name: Hint(landmarks[photo.name].tolist()) for photo in photos}
 
     def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
         """All are usable, as long as the package is whole."""
         results = zip(photos, map_photos(read, photos), strict=True)
         return {photo.name: str(result) for photo, result in results if isinstance(result, PhotoError)}
+
+
+def _landmarks() -> dict[str, NDArray[np.float32]]:
+    with LANDMARKS_FILE.open(newline="") as file:
+        _, *rows = csv.reader(file)  # person, photo, x and y of five points
+    return {f"s{row[0]}/{row[1]}.pgm": np.array(row[2:], np.float32).reshape(5, 2) for row in rows}
 
 
 def orl_root() -> Path:

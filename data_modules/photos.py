@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,18 @@ class Photo(NamedTuple):
     part: Part | None = None
 
 
+class Hint(NamedTuple):
+    """What a data set says of where the face of a photo is.
+
+    Attributes:
+        landmarks: five points (x, y) in pixels of the upright photo, in the order of LANDMARKS; no detector is asked.
+        box: left, top, right, bottom in the same pixels: the face in it is meant.
+    """
+
+    landmarks: list[list[float]] | None = None
+    box: tuple[float, float, float, float] | None = None
+
+
 class Rejected(NamedTuple):
     """A file that is left out, and why."""
 
@@ -75,6 +87,10 @@ class PhotoError(Exception):
 
 PhotoReader = Callable[[Photo], Pixels]
 """Reads a photo as uint8 (S, S, 3) RGB, or raises PhotoError. Workers get a copy: it must be picklable."""
+
+
+PhotoCheck = Callable[[Image.Image], None]
+"""Raises PhotoError for an upright RGB photo that a set's rules exclude. Workers get a copy: it must be picklable."""
 
 
 def open_photo(photo: Path | Photo, at_least: int | None = None) -> Image.Image:
@@ -193,6 +209,23 @@ def map_photos(function: Callable[[Photo], T], photos: Sequence[Photo]) -> Itera
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(attempt, photos)
+
+
+@runtime_checkable
+class ManyReader(Protocol):
+    """A reader that is faster with many photos at a time."""
+
+    def read_many(self, photos: Sequence[Photo]) -> list[Pixels | PhotoError]:
+        """Read photos as a PhotoReader would; in place of one that cannot be read, the error."""
+
+
+def read_photos(read: PhotoReader, photos: Sequence[Photo]) -> Iterable[Pixels | PhotoError]:
+    """Read photos, in order: in threads, or many at a time where the reader does that."""
+    if not isinstance(read, ManyReader):
+        yield from map_photos(read, photos)
+        return
+    for start in range(0, len(photos), 256):
+        yield from read.read_many(photos[start : start + 256])
 
 
 def progress(items: Iterable[T], task: str, total: int) -> Iterable[T]:

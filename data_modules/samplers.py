@@ -5,17 +5,26 @@ counters, not from generators that are advanced, so it matters neither who draws
 from a checkpoint, or loads with more workers, sees what it would have seen.
 """
 
-from collections.abc import Iterator
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from data_modules.splits import Rows
 
+log = logging.getLogger(__name__)
+
 # What a hash is for: two purposes never share their random numbers.
-_ORDER, _PARTNER, _OTHER_PERSON, SAMPLE_AUGMENTATION, BATCH_AUGMENTATION = range(5)
+_ORDER, _PARTNER, _OTHER_PERSON, SAMPLE_AUGMENTATION, BATCH_AUGMENTATION, _LAP, _PEOPLE = range(7)
+
+EpochOrder = Callable[[int], Rows]
+"""The training rows of an epoch, by its number; as many in every epoch. Batches are cut from them one after another."""
 
 
 class Draw(NamedTuple):
@@ -100,17 +109,236 @@ def _modulo(hashes: NDArray[np.uint64], bound: Rows) -> Rows:
     return (hashes % bound.astype(np.uint64)).astype(np.int64)
 
 
-class TrainingBatches(Sampler[Draw]):
-    """An endless run of shuffled batches, cut into epochs.
+class TrainingPhotos(NamedTuple):
+    """What a sampler makes an epoch of.
 
-    Each epoch visits every photo at most once over all ranks; the photos that do not fill a last batch for every rank
-    are left out of it (others in each epoch). The batches of W ranks at one position are together the batch that a
-    single process of W times the batch size would see. Iterating yields one epoch's number of batches from `position`.
+    Attributes:
+        rows: the training rows.
+        identity: (N,) person of every row of the data set, -1 unknown.
+        labels: (N, ...) what else is known of every row, by its key in a batch.
+        source: the data module's name, for messages.
+    """
+
+    rows: Rows
+    identity: Rows
+    labels: Mapping[str, Tensor]
+    source: str
+
+
+class TrainingSampler(ABC):
+    """Says which photos make an epoch, and in which order: a batch is a slice of it."""
+
+    @abstractmethod
+    def order(self, photos: TrainingPhotos, batch_size: int, world_size: int, seed: int) -> EpochOrder:
+        """The order of every epoch.
+
+        The slices of all ranks at one position stand together. So the order can see to what is in each of them.
+
+        Args:
+            photos: what there is to train on.
+            batch_size: photos a batch and rank.
+            world_size: processes that share an epoch.
+            seed: of the order.
+
+        Raises:
+            ValueError: batches cannot be made as the sampler promises.
+        """
+
+
+class Shuffled(TrainingSampler):
+    """Every training photo once an epoch, in any order. The photos of a last batch that is not full are left out."""
+
+    def order(self, photos: TrainingPhotos, batch_size: int, world_size: int, seed: int) -> EpochOrder:
+        """All rows, by their hashes."""
+        rows = photos.rows
+        return lambda epoch: rows[np.argsort(hash_counters(seed, _ORDER, epoch, rows), kind="stable")]
+
+
+class IdentityBalanced(TrainingSampler):
+    """Batches of B / K people with K different photos each.
+
+    An epoch visits every person once; those who do not fill a last batch for every rank are left out of it (others in
+    each epoch). A person's photos take turns from epoch to epoch until all have come up, and then do so in another
+    order. Left out altogether are people with fewer than K training photos, and unknown ones.
 
     Args:
-        rows: the training rows.
+        photos_per_person: K; the batch size must be a multiple of it.
+    """
+
+    def __init__(self, photos_per_person: int = 4) -> None:
+        if photos_per_person < 1:
+            raise ValueError(f"photos_per_person is {photos_per_person}, expected 1 or more")
+        self.photos_per_person = photos_per_person
+
+    def order(self, photos: TrainingPhotos, batch_size: int, world_size: int, seed: int) -> EpochOrder:
+        """People by their hashes, the photos of each together."""
+        each = self.photos_per_person
+        if batch_size % each:
+            raise ValueError(
+                f"IdentityBalanced: batch_size={batch_size} is no multiple of photos_per_person={each}, as it must be "
+                "for a batch to hold as many photos of every person"
+            )
+        person = photos.identity[photos.rows]
+        number, size = np.unique(person[person >= 0], return_counts=True)
+        enough = number[size >= each]
+        if len(enough) * each < batch_size * world_size:
+            fits = len(enough) // world_size * each
+            raise ValueError(
+                f"IdentityBalanced: {len(enough)} of the {len(number)} people that {photos.source} trains on have "
+                f"photos_per_person={each} training photos or more, expected {batch_size // each * world_size} for one "
+                f"batch of batch_size={batch_size} in {world_size} process(es): lower "
+                f"{f'batch_size to {fits} or less, or ' if fits else ''}photos_per_person, or add people"
+            )
+        used = np.isin(person, enough)
+        if len(enough) < len(number) or not used.all():
+            rank_zero_info(
+                f"IdentityBalanced: batches show {len(enough):,} people. Left out are "
+                f"{len(number) - len(enough):,} with fewer than {each} training photos "
+                f"({np.count_nonzero(~used & (person >= 0)):,} photos), and {np.count_nonzero(person < 0):,} photos of "
+                "unknown people."
+            )
+        laps = _Laps(photos.rows[used], np.searchsorted(enough, person[used]), each, seed)
+        visited = len(enough) * each // (batch_size * world_size) * (batch_size * world_size) // each
+
+        def order(epoch: int) -> Rows:
+            people = np.argsort(hash_counters(seed, _PEOPLE, epoch, enough), kind="stable")[:visited]
+            return laps.take(epoch)[people].ravel()  # (people, K) -> one row of photos
+
+        return order
+
+
+class SexAgeBalanced(TrainingSampler):
+    """Batches that hold both sexes and all ages equally, after Sanche, "Generating Faces using GANs" (section 4).
+
+    A bin is a sex and one of some age ranges of equal width; the paper has 2 x 8. Every batch of every rank holds as
+    many photos of each bin. An epoch has as many batches as the photos would fill: those of a small bin come up
+    several times, all of them as often or once more, and those of a large one take turns from epoch to epoch until all
+    have come up; none of a bin that is large enough comes up twice in an epoch. Photos of unknown sex or age, or
+    outside the ages, are left out.
+
+    Args:
+        bins: age ranges; the batch size must be a multiple of twice as many, less the bins that are left empty.
+        youngest: years, where the first range begins.
+        oldest: years, where the last range ends; it belongs to it.
+        skip_empty: whether to go without the bins that hold no photo, with a warning, or else to refuse.
+    """
+
+    def __init__(self, bins: int = 8, youngest: float = 10, oldest: float = 100, skip_empty: bool = True) -> None:
+        if bins < 1:
+            raise ValueError(f"bins is {bins}, expected 1 or more")
+        if not youngest < oldest:
+            raise ValueError(f"youngest is {youngest} and oldest is {oldest}, expected an age and a greater one")
+        self.bins = bins
+        self.youngest = youngest
+        self.oldest = oldest
+        self.skip_empty = skip_empty
+
+    def order(self, photos: TrainingPhotos, batch_size: int, world_size: int, seed: int) -> EpochOrder:
+        """One photo of every bin after another."""
+        bins = self._bins(photos)
+        inside = bins >= 0
+        if not inside.any():
+            raise ValueError(
+                f"SexAgeBalanced: none of the {len(bins):,} training photos of {photos.source} is of known sex and of "
+                f"an age from {self.youngest:g} to {self.oldest:g}: set youngest and oldest to other ages"
+            )
+        filled, group, size = np.unique(bins[inside], return_inverse=True, return_counts=True)
+        empty = ", ".join(self._name(number) for number in range(2 * self.bins) if number not in filled)
+        if empty and not self.skip_empty:
+            raise ValueError(
+                f"SexAgeBalanced: no training photo of {photos.source} is in the bins {empty}: set bins, youngest or "
+                "oldest so that there are some in each, or skip_empty to go without them"
+            )
+        if batch_size % len(filled):
+            raise ValueError(
+                f"SexAgeBalanced: batch_size={batch_size} is no multiple of {len(filled)}, as it must be for a batch "
+                f"to hold the bins equally: {', '.join(map(self._name, filled))}"
+                f"{f' (no photo is in {empty})' if empty else ''}"
+            )
+        total = int(size.sum())
+        each = total // (batch_size * world_size) * (batch_size * world_size) // len(filled)
+        if each == 0:
+            raise ValueError(
+                f"SexAgeBalanced: {total} training photos of {photos.source} in {len(filled)} bins do not fill one "
+                f"batch of batch_size={batch_size} in {world_size} process(es): lower batch_size to a smaller multiple "
+                f"of {len(filled)}, or add photos"
+            )
+        if empty:
+            log.warning("SexAgeBalanced: no training photo is in the bins %s: batches go without them", empty)
+        least, most = np.argmin(size), np.argmax(size)
+        rank_zero_info(
+            f"SexAgeBalanced: {total:,} training photos are in {len(filled)} bins, from {size[least]:,} "
+            f"({self._name(filled[least])}) to {size[most]:,} ({self._name(filled[most])}); an epoch takes {each:,} of "
+            f"each. {np.count_nonzero(~inside):,} of unknown sex or age, or outside {self.youngest:g}-{self.oldest:g} "
+            "years, are left out."
+        )
+        laps = _Laps(photos.rows[inside], group, each, seed)
+        return lambda epoch: laps.take(epoch).T.ravel()  # (photos, bins) -> one row
+
+    def _bins(self, photos: TrainingPhotos) -> Rows:
+        """(n,) the bin of every training row: women's by age, then men's; -1 in none."""
+        for key in ("sex", "age"):
+            if key not in photos.labels:
+                raise ValueError(
+                    f"SexAgeBalanced needs the label '{key}', which {photos.source} does not give (it gives "
+                    f"{', '.join(photos.labels) or 'none'}): take another sampler, or a data set with sex and age"
+                )
+        sex, age = (photos.labels[key].double().numpy()[photos.rows] for key in ("sex", "age"))
+        known = (np.abs(sex) == 1) & (age >= self.youngest) & (age <= self.oldest)  # NaN is neither
+        share = (np.where(known, age, self.youngest) - self.youngest) / (self.oldest - self.youngest)
+        within = np.minimum((share * self.bins).astype(np.int64), self.bins - 1)
+        return np.where(known, within + self.bins * (sex > 0), -1)
+
+    def _name(self, number: int) -> str:
+        sex, place = divmod(int(number), self.bins)
+        width = (self.oldest - self.youngest) / self.bins
+        low = self.youngest + place * width
+        return f"{('female', 'male')[sex]} {low:g}-{low + width:g}"
+
+
+class _Laps:
+    """Takes as many photos of every group each epoch, going round the group in shuffled laps.
+
+    Args:
+        rows: (n,) the photos.
+        group: (n,) which of G groups each is in; none is empty.
+        amount: photos of a group an epoch. A group with fewer gives each as often, or once more.
+        seed: of the laps.
+    """
+
+    def __init__(self, rows: Rows, group: Rows, amount: int, seed: int) -> None:
+        size = np.bincount(group)
+        repeats = -(-amount // size)  # in a lap, which is as long as an epoch takes at least
+        self._length = size * repeats
+        self._epochs = -(-size // amount)  # for a lap; the last takes what it lacks from the lap's begin: other photos
+        self._first = np.cumsum(self._length) - self._length
+        order = np.argsort(group, kind="stable")
+        times = repeats[group[order]]
+        self._rows, self._group = np.repeat(rows[order], times), np.repeat(group[order], times)
+        self._repeat = np.arange(len(self._rows)) - np.repeat(np.cumsum(times) - times, times)
+        self._amount = amount
+        self._seed = seed
+
+    def take(self, epoch: int) -> Rows:
+        """The photos of an epoch, (G, amount)."""
+        lap, nth = np.divmod(epoch, self._epochs)
+        hashes = hash_counters(self._seed, _LAP, lap[self._group], self._repeat, self._rows)
+        order = np.lexsort((hashes, self._repeat, self._group))
+        place = (nth[:, None] * self._amount + np.arange(self._amount)) % self._length[:, None]
+        return self._rows[order[self._first[:, None] + place]]
+
+
+class TrainingBatches(Sampler[Draw]):
+    """An endless run of batches, cut into epochs.
+
+    What does not fill a last batch for every rank is left out of an epoch. The batches of W ranks at one position are
+    together the batch that a single process of W times the batch size would see. Iterating yields one epoch's number of
+    batches from `position`.
+
+    Args:
+        order: the rows of each epoch.
         batch_size: photos a batch and rank.
-        seed: of the order.
+        seed: of the partners.
         rank: this process, of `world_size`.
         world_size: processes that share the epoch.
         partners: what draws partners; None for none.
@@ -121,29 +349,31 @@ class TrainingBatches(Sampler[Draw]):
 
     def __init__(
         self,
-        rows: Rows,
+        order: EpochOrder,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         partners: SamePersonPartners | None = None,
     ) -> None:
-        if len(rows) < batch_size * world_size:
+        self._epoch = (0, order(0))  # the epoch at hand and its rows
+        self._length = len(self._epoch[1]) // (batch_size * world_size)
+        if self._length == 0:
+            photos = len(self._epoch[1])
             raise ValueError(
-                f"{len(rows)} training photos do not fill one batch of batch_size={batch_size} in {world_size} "
-                f"process(es): lower batch_size to {len(rows) // world_size} or less, or add photos"
+                f"{photos} training photos do not fill one batch of batch_size={batch_size} in {world_size} "
+                f"process(es): lower batch_size to {photos // world_size} or less, or add photos"
             )
-        self.rows = rows
+        self.order = order
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.partners = partners
         self.position = 0
-        self._shuffled: tuple[int, Rows] = (-1, rows)  # the epoch at hand and its order
 
     def __len__(self) -> int:
-        return len(self.rows) // (self.batch_size * self.world_size)
+        return self._length
 
     def __iter__(self) -> Iterator[Draw]:
         for position in range(self.position, self.position + len(self)):
@@ -153,16 +383,13 @@ class TrainingBatches(Sampler[Draw]):
         """The batch at a position, counted from the start of the run."""
         epoch, batch = divmod(position, len(self))
         start = (batch * self.world_size + self.rank) * self.batch_size
-        rows = self._order(epoch)[start : start + self.batch_size]
+        rows = self._rows(epoch)[start : start + self.batch_size]
         return Draw(epoch, rows, None if self.partners is None else self.partners.draw(rows, self.seed, epoch))
 
-    def _order(self, epoch: int) -> Rows:
-        if self._shuffled[0] != epoch:
-            self._shuffled = (
-                epoch,
-                self.rows[np.argsort(hash_counters(self.seed, _ORDER, epoch, self.rows), kind="stable")],
-            )
-        return self._shuffled[1]
+    def _rows(self, epoch: int) -> Rows:
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.order(epoch))
+        return self._epoch[1]
 
 
 class EvaluationBatches(Sampler[Draw]):

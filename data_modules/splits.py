@@ -124,6 +124,31 @@ def split_faces(
     )
 
 
+def split_photos(photos: Sequence[str], *, val_share: float, test_share: float, seed: int) -> FaceSplit:
+    """Split photos of which nobody knows whom they show.
+
+    Args:
+        photos: a unique name for each of N photos.
+        val_share: of the photos, to validate on.
+        test_share: of the photos, to test on.
+        seed: another seed, another split.
+    """
+    drawn = [int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:6]) / 2**48 for name in photos]
+    places = np.array(drawn, np.float64)  # from 0 to below 1
+    test = places < test_share
+    val = ~test & (places < test_share + val_share)
+    nobody = np.empty(0, np.int64)
+    return FaceSplit(
+        identity_names=[],
+        num_train=0,
+        identity=np.full(len(photos), -1, np.int64),
+        train=np.flatnonzero(~test & ~val),
+        known={"val": nobody, "test": nobody},
+        unseen={"val": np.flatnonzero(val), "test": np.flatnonzero(test)},
+        gallery=nobody,
+    )
+
+
 def _count(amount: int | float, total: int, option: str) -> int:
     """Turn a count or a share of `total` into a count; a share above zero gives one at least."""
     if amount < 0 or (isinstance(amount, float) and amount >= 1):

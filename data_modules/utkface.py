@@ -1,12 +1,10 @@
 """UTKFace: faces of all ages, with sex and age in their names."""
 
 import re
-from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from data_modules.cache import count_unreadable
 from data_modules.detected import DetectedFaceDataModule
 from data_modules.files import did_you_mean, files_below, nearest_folder, portable
 from data_modules.photos import Photo, Rejected
-from data_modules.splits import FaceSplit
+from data_modules.splits import FaceSplit, split_photos
 
 PUBLISHED_PHOTOS = 23_708
 """Of the aligned and cropped faces."""
@@ -58,6 +56,10 @@ class UTKFaceDataModule(DetectedFaceDataModule):
         FileNotFoundError: `root` does not exist.
         ValueError: the shares leave nothing to train on, or there are fewer than two usable photos.
     """
+
+    licence = (
+        "Non-commercial research only; the photos, from the web, belong to their owners (github.com/aicip/UTKFace)"
+    )
 
     def __init__(
         self,
@@ -123,26 +125,15 @@ class UTKFaceDataModule(DetectedFaceDataModule):
         found += count_unreadable(photos, root=self.root, cache_dir=self.cache_dir)
         return found
 
-    def split_photos(self, photos: Sequence[Photo], assigned: Mapping[str, str] | None = None) -> FaceSplit:
+    def split_photos(self, photos: Sequence[Photo]) -> FaceSplit:
         """By photo, for here nobody is known."""
         if len(photos) < 2:
             raise ValueError(
                 f"root: '{self.root}' holds {len(photos)} usable photos, expected two or more, named as "
                 "25_0_2_20170116174525125.jpg.chip.jpg is"
             )
-        places = np.array([_place(photo.path.name, self.seed) for photo in photos])
-        test = places < self.test_share
-        val = ~test & (places < self.test_share + self.val_share)
-        nobody = np.empty(0, np.int64)
-        return FaceSplit(
-            identity_names=[],
-            num_train=0,
-            identity=np.full(len(photos), -1, np.int64),
-            train=np.flatnonzero(~test & ~val),
-            known={"val": nobody, "test": nobody},
-            unseen={"val": np.flatnonzero(val), "test": np.flatnonzero(test)},
-            gallery=nobody,
-        )
+        names = [portable(photo.path.name) for photo in photos]
+        return split_photos(names, val_share=self.val_share, test_share=self.test_share, seed=self.seed)
 
 
 def _parse(name: str) -> tuple[float, float] | str:
@@ -156,8 +147,3 @@ def _parse(name: str) -> tuple[float, float] | str:
     if sex not in ("0", "1", None):
         return f"sex {sex} in its name, expected 0 for male or 1 for female"
     return float(age), {"0": 1.0, "1": -1.0}.get(sex or "", float("nan"))
-
-
-def _place(name: str, seed: int) -> float:
-    """A place from 0 to below 1 that is drawn by hashing a name with the seed."""
-    return int.from_bytes(sha256(f"{seed}:{portable(name)}".encode()).digest()[:6]) / 2**48

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_modules.base import FaceDataModule
 from data_modules.batch import FaceBatch
+from data_modules.samplers import IdentityBalanced, SexAgeBalanced
 
 Make = Callable[..., FaceDataModule]
 
@@ -54,6 +55,12 @@ class DataModuleContract:
             assert batch["identity"].min() >= -1
             assert batch["identity"].max() < data.num_identities
         assert max(batch["image"].float().std() for batch in batches) > 10, "pictures, not blanks"
+
+    def test_its_licence_is_stated(self, make: Make) -> None:
+        licence = type(make()).licence
+        assert len(licence) > 20
+        assert licence != FaceDataModule.licence
+        assert licence.isprintable()
 
     def test_num_identities_comes_before_setup(self, make: Make) -> None:
         data = make()
@@ -152,6 +159,45 @@ class DataModuleContract:
             assert len(set(epoch)) == len(epoch) == len(loader) * 3
             assert set(epoch) <= set(data.split.train.tolist())
         assert first != second
+
+    def test_batches_of_two_photos_a_person(self, make: Make) -> None:
+        data = make(batch_size=2, sampler=IdentityBalanced(2))
+        batches = list(data.train_dataloader())
+        assert len(batches) >= 2
+        for batch in batches:
+            first, second = (self.person_of(data.paths[row]) for row in batch["index"])
+            assert first == second
+            assert batch["index"][0] != batch["index"][1]
+        people = [int(batch["identity"][0]) for batch in batches]
+        assert len(set(people)) == len(people)
+        workers = make(batch_size=2, sampler=IdentityBalanced(2), num_workers=2, memory_limit=0)
+        assert all(map(same, workers.train_dataloader(), batches))
+        workers.teardown("fit")
+
+    def test_batches_by_sex_and_age(self, make: Make) -> None:
+        labels = make().labels(make().photos)
+        if {"sex", "age"} <= labels.keys():
+            data = make(batch_size=2, sampler=SexAgeBalanced(bins=1, youngest=0, oldest=120))
+            sexes = set(labels["sex"][data.split.train].tolist())
+            assert all(set(batch["sex"].tolist()) == sexes for batch in data.train_dataloader())
+        else:
+            missing = "age" if "sex" in labels else "sex"
+            with pytest.raises(ValueError, match=rf"label '{missing}', which {type(make()).__name__} does not give"):
+                make(sampler=SexAgeBalanced()).train_dataloader()
+
+    def test_people_can_be_left_out(self, make: Make, tmp_path: Path) -> None:
+        whole = make()
+        person = whole.identity_names[0]
+        (tmp_path / "exclude.txt").write_text(f"# tested on elsewhere\n{person.upper().replace('_', ' ')}\n")
+        data = make(exclude=tmp_path / "exclude.txt", val_identities=1)
+        assert person not in data.identity_names
+        assert {photo.person for photo in whole.photos} - {photo.person for photo in data.photos} == {person}
+        gone = {photo.path for photo in whole.photos if photo.person == person}
+        reason = f"{person} is named in {tmp_path / 'exclude.txt'}"
+        assert {entry.path for entry in data.rejected if entry.reason == reason} == gone
+        assert person in data.people()
+        with pytest.raises(FileNotFoundError, match=rf"exclude: .*Did you mean '{tmp_path / 'exclude.txt'}'"):
+            make(exclude=tmp_path / "excluded.txt")
 
     def test_two_instances_agree(self, make: Make) -> None:
         flip = {"sample_transforms": [albumentations.HorizontalFlip(p=0.5)]}

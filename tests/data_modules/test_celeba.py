@@ -1,5 +1,6 @@
 """CelebA, in a tiny copy of its published layout."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,11 @@ def test_a_photo_without_landmarks_or_pixels_is_left_out(published: Path, tmp_pa
         ("list_eval_partition.txt", "100001.jpg 2", r"line 29: person 1 is in 'train' and 'test'"),
         ("list_attr_celeba.txt", "100001.jpg" + " x" * 40, r"list_attr_celeba\.txt, line 31: expected 40 numbers"),
         ("list_landmarks_align_celeba.txt", "100001.jpg 1 2", r"line 31: 3 fields, expected 11"),
+        ("list_landmarks_align_celeba.txt", "100001.jpg" + " nan" * 10, r"line 31: expected 10 numbers"),
+        ("list_landmarks_align_celeba.txt", "100001.jpg" + " 1e999" * 10, r"line 31: expected 10 numbers"),
+        ("identity_CelebA.txt", "100001.jpg ../../etc", r"line 29: person '../../etc', expected a number"),
+        ("identity_CelebA.txt", f"100001.jpg {'9' * 5_000}", r"line 29: person '9{40}', expected a number"),
+        ("identity_CelebA.txt", "n" * 10**6 + " 1", r"identity_CelebA\.txt, line 29: more than 65,536 characters"),
     ],
 )
 def test_a_damaged_list_is_named(published: Path, tmp_path: Path, name: str, line: str, message: str) -> None:
@@ -155,6 +161,26 @@ def test_a_damaged_list_is_named(published: Path, tmp_path: Path, name: str, lin
         file.write(line + "\n")
     with pytest.raises(ValueError, match=message):
         _ = CelebADataModule(root, image_size=16).num_identities
+
+
+def test_a_list_of_wrong_attributes_is_refused(published: Path, tmp_path: Path) -> None:
+    root = copy(published, tmp_path / "damaged")
+    for header in ("", "1", "1\n" + "Male " * 13_000, "1\n" + "Bald " * 40):
+        (root / "list_attr_celeba.txt").write_text(header)
+        with pytest.raises(ValueError, match=r"list_attr_celeba\.txt, line 2: .*expected those of CelebA's 40"):
+            next(iter(CelebADataModule(root, image_size=16).train_dataloader()))
+
+
+@pytest.mark.parametrize("name", ["identity_CelebA.txt", "list_eval_partition.txt", "list_landmarks_align_celeba.txt"])
+def test_a_line_of_gigabytes_is_not_read(published: Path, tmp_path: Path, name: str) -> None:
+    root = copy(published, tmp_path / "damaged")
+    with (root / name).open("r+") as file:
+        file.truncate(2**32)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"{name}, line \d+: more than 65,536 characters"):
+        _ = CelebADataModule(root, image_size=16).num_identities
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
 
 
 def test_what_is_not_celeba_is_refused(tmp_path: Path) -> None:

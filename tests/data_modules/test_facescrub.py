@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import data_modules.facescrub
 from data_modules.facescrub import FaceScrubDataModule
 from data_modules.orl import orl_root
 from data_modules.photos import CentreReader, Photo
@@ -311,3 +312,11 @@ def test_wrong_options(make: Callable[..., FaceScrubDataModule], folder: Path, t
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"of the 24 faces in the lists none was found below"):
         _ = make(tmp_path / "empty", lists=folder).photos
+
+
+def test_a_list_of_absurdly_many_faces(
+    make: Callable[..., FaceScrubDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_modules.facescrub, "MAX_ROWS", 3)
+    with pytest.raises(ValueError, match=r"actors\.txt' names more than 3 faces at line 5, expected 106,863 in both"):
+        make().list_photos()

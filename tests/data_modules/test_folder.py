@@ -15,6 +15,7 @@ import data_modules.prepare.align
 from data_modules.batch import FaceBatch
 from data_modules.folder import FaceFolderDataModule
 from data_modules.orl import ORLDataModule, orl_root
+from data_modules.photos import Rejected
 from tests.data_modules.contract import DataModuleContract, Make, gather
 
 
@@ -318,3 +319,12 @@ class TestCache:
         data = FaceFolderDataModule(folder, align=False, cache_dir=tmp_path / "file", memory_limit=0, batch_size=2)
         assert len(list(data.train_dataloader())) > 0
         assert "set cache_dir" in caplog.text
+
+
+def test_control_characters_in_names_are_left_out(make: Callable[..., FaceFolderDataModule], folder: Path) -> None:
+    """They could forge lines of a log or a list."""
+    shutil.copytree(folder / "person_1", folder / "person\n1")
+    (folder / "person_2" / "a\x1b[2J.png").write_bytes(b"x")
+    rejected = [entry for entry in make().list_photos() if isinstance(entry, Rejected)]
+    assert {entry.reason for entry in rejected} == {"control characters in its name"}
+    assert len(rejected) == len(list((folder / "person_1").iterdir())) + 1

@@ -196,15 +196,17 @@ def test_poor_photos_are_listed(make: Make, folder: Path, memory_limit: float) -
 def test_hostile_and_repeated_paths(make: Make, folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (90, 90), "red").save(tmp_path / "secret.jpg")
     again = celebrities()[0]
-    paths = ["../../secret.jpg", str(tmp_path / "secret.jpg"), "", "..\\secret.jpg"]
+    absurd = ["p" * 10**6, "p/" * 10**5 + "1.jpg", "p" * 256 + ".jpg", "01/a\nb.jpg"]
+    paths = ["../../secret.jpg", str(tmp_path / "secret.jpg"), "", "..\\secret.jpg", *absurd]
     write_imdb(folder, celebrities() + [again] + [entry(path, "Celebrity 7") for path in paths])
     data = make()
     assert len(data.paths) == 24
     assert [rejected.reason.split(": ")[-1] for rejected in data.rejected] == [
         "listed twice in imdb.mat",
-        *["no path inside this folder"] * 4,
+        *["no path inside this folder"] * 8,
     ]
-    assert "4 of the 29 photos of imdb.mat are given a path that leads out of the set" in "\n".join(make().verify())
+    assert max(len(rejected.reason) for rejected in data.rejected) < 200
+    assert "8 of the 33 photos of imdb.mat are given a path that leads out of the set" in "\n".join(make().verify())
 
 
 def test_people(make: Make, folder: Path) -> None:
@@ -222,6 +224,29 @@ def test_people(make: Make, folder: Path) -> None:
     assert people["wiki/00/2.jpg"] is None
     assert people["wiki/00/3.jpg"] == "Jos\u00e9"
     assert {name.split("/")[0] for name in (photo.name for photo in make(subsets=["imdb"]).photos)} == {"imdb"}
+
+
+def test_absurd_names_are_left_out(make: Make, folder: Path) -> None:
+    entries = celebrities()
+    for each, name in zip(entries, ("n" * 10**6, "Ann\nBob", "../Ann", "Ann\x1b[2J"), strict=False):
+        each["name"] = name
+    write_imdb(folder, entries)
+    reasons = [rejected.reason for rejected in make().rejected]
+    assert reasons[0] == "a name of 1,000,000 characters, expected 1 to 100"
+    assert reasons[1:] == [
+        f"{name!r} where a person's name was expected" for name in ("Ann\nBob", "../Ann", "Ann\x1b[2J")
+    ]
+
+
+def test_absurd_numbers(make: Make, folder: Path) -> None:
+    entries = celebrities()
+    absurd = (np.inf, -np.inf, np.nan, 1e300, -1e300)
+    for each, number in zip(entries, absurd, strict=False):
+        each |= {"dob": number, "gender": number, "face_location": np.full((1, 4), number)}
+    write_imdb(folder, entries)
+    data = make(need_sex=False)
+    assert len(data.paths) + len(data.rejected) == 24
+    assert len(data.paths) >= 19
 
 
 def test_full_photos_are_cropped_to_the_face(make: Make, folder: Path) -> None:
@@ -283,7 +308,15 @@ def _wrong_kinds(file: Path) -> None:
     write_mat(file, celebrities(), gender=cells(["female"] * 24))
 
 
+def _absurd_size(file: Path) -> None:
+    savemat(file, {"imdb": {"full_path": cells(["a", "b"])}})
+    size, absurd = (np.array([1, number], "<i4").tobytes() for number in (2, 2**31 - 1))
+    assert file.read_bytes().count(size) == 1
+    file.write_bytes(file.read_bytes().replace(size, absurd))
+
+
 BAD_MATS = {
+    "absurd size": (_absurd_size, r"cannot be read \(an array says that it holds 2,147,483,647 arrays"),
     "garbage": (lambda file: file.write_bytes(b"not MATLAB's" * 99), r"cannot be read \("),
     "truncated": (lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]), r"cannot be read \("),
     "other variable": (lambda file: savemat(file, {"wiki": {"dob": 1.0}}), r"holds wiki, expected the struct 'imdb'"),

@@ -8,6 +8,7 @@ from PIL import Image
 
 from data_modules.lfw import LFWDataModule, read_pairs
 from data_modules.orl import orl_root
+from data_modules.photos import Rejected
 from tests.data_modules.contract import DataModuleContract, Make
 
 PAIRS = """2\t2
@@ -109,5 +110,42 @@ def test_a_cut_or_broken_list_is_refused(lfw: Path) -> None:
     with pytest.raises(ValueError, match="2 folds of twice 2 pairs but holds 7"):
         read_pairs(file)
     file.write_text(PAIRS.replace("Cid_C\t1\t2\n", "Cid_C\t1\n"))
-    with pytest.raises(ValueError, match=r"pairs\.txt: expected .*found \['Cid_C', '1'\]"):
+    with pytest.raises(ValueError, match=r"pairs\.txt, line 6: expected .*found 'Cid_C\\t1'"):
         read_pairs(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "announces 0 folds of twice 0 pairs but holds 0"),
+        ("999999999\t0\n", "announces 999999999 folds of twice 0 pairs but holds 0"),
+        (f"{'9' * 5_000}\t2\n", r"line 1: expected 'folds pairs', found '9{80}'"),
+        ("-2\t-2\n" + "A\t1\t2\n" * 8, "line 1: expected 'folds pairs'"),
+        (PAIRS.replace("Ann_A\t1\t2", f"Ann_A\t1\t{'9' * 5_000}"), "line 2: expected 'name number number' or"),
+        (PAIRS + "n" * 10**6, "line 10: more than 65,536 characters"),
+    ],
+)
+def test_absurd_pairs_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "pairs.txt"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_pairs(file)
+    assert str(file) in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_absurd_names_are_left_out(lfw: Path) -> None:
+    for name in ("Ann\x1b[2J_A", "n" * 101):
+        (lfw / "lfw-deepfunneled" / name).mkdir()
+        (lfw / "lfw-deepfunneled" / name / f"{name}_0001.jpg").write_bytes(b"x")
+    listed = LFWDataModule(lfw, align=False).list_photos()
+    reasons = sorted(entry.reason for entry in listed if isinstance(entry, Rejected))
+    assert reasons == [
+        "'Ann\\x1b[2J_A' where a person's name was expected",
+        "a name of 101 characters, expected 1 to 100",
+    ]
+    with (lfw / "male_names.txt").open("w") as file:
+        file.truncate(2**32)
+    data = LFWDataModule(lfw, align=False, image_size=16)
+    with pytest.raises(ValueError, match=r"male_names\.txt, line 1: more than 65,536 characters"):
+        data.labels(data.photos)

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 import data_modules.ms_celeb
 from data_modules.ms_celeb import INSIGHTFACE_LANDMARKS, MSCelebDataModule
 from data_modules.orl import orl_root
-from data_modules.photos import Photo
+from data_modules.photos import Photo, Rejected
 from idface.recognition.alignment import warp_face
 from tests.data_modules.contract import DataModuleContract, Make, gather
 
@@ -254,6 +255,23 @@ BAD_LINES = {
 }
 
 
+def test_people_are_called_by_the_list_of_names(
+    make_table: Callable[..., MSCelebDataModule], table: Path, tmp_path: Path
+) -> None:
+    names = ['1_f\t"Åsa A"@sv', '1_f\t"Asa A"@en', '2_f\t"Bo \\"B\\" Bee"@en', '3_f\t"C"@zh-Hant', '9_f\t"Åsa A"@en']
+    lines = [*(f"m.0{name}" for name in names), "m.04_f\tno quotes", ""]
+    (table / "Top1M_MidList.Name.tsv").write_text("\n".join(lines), "utf-8")
+    assert make_table().people() == ["Asa A", 'Bo \\"B\\" Bee', "C", mid(4), mid(5), mid(6)]
+    (tmp_path / "exclude.txt").write_text("ÅSA_A\nbo b bee\nNobody\nm.04_f", "utf-8")
+    data = make_table(exclude=tmp_path / "exclude.txt", val_identities=1, test_identities=0)
+    assert {photo.person for photo in data.photos} == {mid(3), mid(5), mid(6)}
+    assert {entry.reason.split(" is named")[0] for entry in data.rejected} == {
+        f"{mid(1)} (Asa A)",
+        f'{mid(2)} (Bo \\"B\\" Bee)',
+        mid(4),
+    }
+
+
 def test_bad_lines_are_listed(
     make_table: Callable[..., MSCelebDataModule], table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,3 +465,27 @@ def test_wrong_roots(make_table: Callable[..., MSCelebDataModule], table: Path, 
         _ = make_table(tmp_path / "empty").photos
     with pytest.raises(ValueError, match=r"train\.rec' as well as .*\.tsv'.* Give one of the files as root"):
         _ = make_table(tmp_path).photos
+
+
+def test_absurdly_many_photos(
+    make_table: Callable[..., MSCelebDataModule],
+    make_records: Callable[..., MSCelebDataModule],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_modules.ms_celeb, "MAX_PHOTOS", 5)
+    for make in (make_table, make_records):
+        listed = make().list_photos()
+        sources = {entry.path for entry in listed}
+        assert sum(isinstance(entry, Photo) for entry in listed) <= 5 * len(sources)
+        assert any("one more than the 5 photos" in entry.reason for entry in listed if isinstance(entry, Rejected))
+
+
+def test_absurd_names_are_not_read(make_table: Callable[..., MSCelebDataModule], table: Path) -> None:
+    file = table / "Top1M_MidList.Name.tsv"
+    file.write_bytes(b'm.01_f\t"%b"@en\nm.02_f\t"a\x1b[2J"@en\nm.03_f\t"C"@en\n' % (b"n" * 10**6))
+    with file.open("r+b") as lines:
+        lines.truncate(2**26)
+    tracemalloc.start()
+    assert set(make_table().people()) == {"C", *(mid(person) for person in (1, 2, 4, 5, 6))}
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()

@@ -1,5 +1,6 @@
 """A run that goes on from any checkpoint sees the data, to the bit, that it would have seen without stopping."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from data_modules.batch import FaceBatch
 from data_modules.folder import FaceFolderDataModule
+from data_modules.photos import Photo
+from data_modules.samplers import IdentityBalanced, SexAgeBalanced, TrainingSampler
 
 
 class Recorder(pl.LightningModule):
@@ -57,15 +60,31 @@ class SaveEverywhere(pl.Callback):
         self._save(trainer, "epoch")
 
 
-def fit(root: Path, options: dict[str, Any], workers: int, **fit_options: Any) -> tuple[list[Any], Tensor]:
-    data = FaceFolderDataModule(
+class LabelledFaces(FaceFolderDataModule):
+    """Of a person's four photos, two show a woman and two an old person."""
+
+    def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
+        rows = torch.arange(len(photos))
+        return {"sex": (rows % 2) * 2.0 - 1, "age": (rows // 2 % 2) * 50.0 + 20}
+
+
+def fit(
+    root: Path,
+    options: dict[str, Any],
+    workers: int,
+    sampler: TrainingSampler | None = None,
+    batch_size: int = 3,
+    **fit_options: Any,
+) -> tuple[list[Any], Tensor]:
+    data = LabelledFaces(
         root,
         align=False,
         image_size=16,
-        batch_size=3,
+        batch_size=batch_size,
         num_workers=workers,
         val_identities=1,
         test_identities=1,
+        sampler=sampler,
         sample_transforms=[albumentations.HorizontalFlip(p=0.5), albumentations.RandomBrightnessContrast(p=1)],
         batch_transforms=[kornia.augmentation.RandomAffine(degrees=10, p=0.7)],
     )
@@ -106,27 +125,32 @@ def test_overfit_batches_is_refused(face_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "workers"),
+    ("options", "workers", "sampler"),
     [
-        ({"max_epochs": 3}, 0),
-        ({"max_steps": 6}, 0),
-        ({"max_steps": 6, "limit_val_batches": 0}, 0),
-        ({"max_steps": 5, "limit_train_batches": 1}, 0),
-        ({"max_steps": 6, "val_check_interval": 3, "check_val_every_n_epoch": None}, 0),
-        ({"max_steps": 5}, 2),
+        ({"max_epochs": 3}, 0, None),
+        ({"max_steps": 6}, 0, None),
+        ({"max_steps": 6, "limit_val_batches": 0}, 0, None),
+        ({"max_steps": 5, "limit_train_batches": 1}, 0, None),
+        ({"max_steps": 6, "val_check_interval": 3, "check_val_every_n_epoch": None}, 0, None),
+        ({"max_steps": 5}, 2, None),
+        ({"max_steps": 5}, 0, IdentityBalanced(2)),
+        ({"max_steps": 5}, 2, IdentityBalanced(2)),
+        ({"max_steps": 5}, 0, SexAgeBalanced(bins=2)),
+        ({"max_steps": 5}, 2, SexAgeBalanced(bins=2)),
     ],
 )
 def test_every_checkpoint_goes_on_as_if_never_stopped(
-    face_folder: Path, tmp_path: Path, options: dict[str, Any], workers: int
+    face_folder: Path, tmp_path: Path, options: dict[str, Any], workers: int, sampler: TrainingSampler | None
 ) -> None:
-    whole, weight = fit(face_folder, {**options, "callbacks": [SaveEverywhere(tmp_path)]}, workers)
+    batches = {"sampler": sampler, "batch_size": 4 if sampler else 3}
+    whole, weight = fit(face_folder, {**options, "callbacks": [SaveEverywhere(tmp_path)]}, workers, **batches)
     checkpoints = sorted(tmp_path.glob("*.ckpt"))
     assert len(whole) >= 5
     assert len({tuple(index) for index, *_ in whole}) == len(whole), "epochs must differ, or this test shows nothing"
     assert len(checkpoints) >= len(whole)
     for checkpoint in checkpoints:
         done = int(checkpoint.stem.split("_")[1])
-        rest, resumed_weight = fit(face_folder, options, workers, ckpt_path=checkpoint, weights_only=True)
+        rest, resumed_weight = fit(face_folder, options, workers, **batches, ckpt_path=checkpoint, weights_only=True)
         assert rest == whole[done:], checkpoint.name
         if rest:
             assert torch.equal(resumed_weight, weight), checkpoint.name

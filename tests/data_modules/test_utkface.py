@@ -33,6 +33,9 @@ BAD_NAMES = {
     "25.jpg": "not named",
     "170_1_0_20170116174525125.jpg.chip.jpg": "age 170",
     "25_3_0_20170116174525125.jpg.chip.jpg": "sex 3",
+    f"25_{'9' * 200}_0_20170116174525125.jpg": "sex 999",
+    f"{'9' * 200}_0_0_20170116174525125.jpg": "not named",
+    "25_0_0_20170116174525125.jpg\n.jpg": "not named",
     ".DS_Store": "not named",
 }
 
@@ -184,3 +187,7 @@ def test_wrong_options(make: Make, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"holds 0 usable photos, expected two or more, named as"):
         _ = make(tmp_path / "empty").photos
+
+
+def test_its_licence_is_stated() -> None:
+    assert "Non-commercial research only" in UTKFaceDataModule.licence
