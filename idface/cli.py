@@ -5,6 +5,8 @@ when it runs.
 """
 
 import argparse
+import io
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from idface.errors import explain, missing_path
-from idface.names import data_modules
+from idface.names import class_path, data_modules
 from idface.run import RunNotFound, newest_run
 
 TRAINING = {
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments or ["--help"])
     try:
         options.run(options)
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
     except (ValueError, OSError) as error:  # what the user gave is of no use; the message says why
         parser.exit(2, f"{parser.prog} {options.verb}: error: {error}\n")
 
@@ -107,6 +111,43 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--root", type=_existing, required=True, metavar="DIR", help="the data set's folder")
     verify.set_defaults(run=_verify)
 
+    people = verbs.add_parser(
+        "people", help="print who is in a data set, a name a line, for another one's `exclude`", allow_abbrev=False
+    )
+    people.add_argument("--data", required=True, choices=data_modules(), help="how it is published")
+    people.add_argument("--root", type=_existing, required=True, metavar="DIR", help="the data set's folder")
+    people.set_defaults(run=_people)
+
+    prepare = verbs.add_parser(
+        "prepare", help="find, align and label a data set's faces, and write them as Parquet shards", allow_abbrev=False
+    )
+    prepare.add_argument("--data", required=True, choices=[*data_modules(), "orl"], help="how the set is published")
+    prepare.add_argument("--root", type=_existing, metavar="DIR", help="its folder, or an archive of it (not for orl)")
+    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder; or one to go on with")
+    prepare.add_argument("--size", type=int, default=128, metavar="S", help="side of the pictures (%(default)s pixels)")
+    prepare.add_argument(
+        "--margin", type=float, default=0.0, help="shown around the aligned frame, in units of its side (%(default)s)"
+    )
+    prepare.add_argument(
+        "--face",
+        choices=("main", "largest", "nearest"),
+        default="main",
+        help="which of several: the largest, the nearest to the set's box or the photo's centre, or a mix of both",
+    )
+    prepare.add_argument(
+        "--min-side", type=int, default=32, metavar="S", help="refuse faces of fewer pixels a side (%(default)s)"
+    )
+    prepare.add_argument("--encoding", choices=("jpeg", "png"), default="jpeg", help="of the pictures (%(default)s)")
+    prepare.add_argument("--quality", type=int, default=95, help="of JPEG, 1 to 100 (%(default)s)")
+    prepare.add_argument("--exclude", type=_existing, metavar="FILE", help="a list of people to leave out, one a line")
+    prepare.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the data module; may repeat"
+    )
+    prepare.add_argument("--engine", choices=("local", "ray"), default="local", help="where it runs (%(default)s)")
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    prepare.add_argument("--device", metavar="DEVICE", help="of the detector: cpu or cuda (a GPU if there is one)")
+    prepare.set_defaults(run=_prepare)
+
     completion = verbs.add_parser("completion", help='for bash and zsh: eval "$(idface completion)"')
     completion.set_defaults(run=lambda _: print(_completion_script(verbs.choices)))
 
@@ -138,6 +179,55 @@ def _verify(options: argparse.Namespace) -> None:
     print(*found, sep="\n") if found else print("Nothing is missing or damaged, as far as can be told.")
     if found:
         sys.exit(1)
+
+
+def _people(options: argparse.Namespace) -> None:
+    people = pkgutil.resolve_name(data_modules()[options.data])(options.root).people()
+    if not people:
+        sys.exit(f"It is not known who is on the photos in '{options.root}'.")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the terminal's encoding, `exclude` reads UTF-8
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    print(*people, sep="\n", flush=True)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    import yaml
+
+    from data_modules.prepare.engines import ENGINES
+    from data_modules.prepare.run import prepare
+    from data_modules.prepare.worker import Settings
+
+    module = pkgutil.resolve_name({**data_modules(), "orl": class_path("ORLDataModule")}[options.data])
+    if (options.root is None) != (options.data == "orl"):
+        raise ValueError(f"--data {options.data} {'takes no' if options.root else 'needs a'} --root")
+    given = {"exclude": options.exclude} if options.exclude else {}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text}: expected OPTION=VALUE")
+        given[name] = yaml.safe_load(value)
+
+    def open_set(root: Path) -> Any:
+        try:
+            return module(**given) if options.root is None else module(root, **given)
+        except TypeError as error:  # an option that it does not have, or of another type
+            raise ValueError(f"--set: {error}") from error
+
+    manifest = prepare(
+        open_set,
+        options.root or Path(),
+        options.data,
+        options.out,
+        Settings(options.size, options.margin, options.face, options.min_side, options.encoding, options.quality),
+        engine=ENGINES[options.engine],
+        workers=options.workers,
+        device=options.device,
+    )
+    counts = manifest["counts"]
+    print(f"{counts['prepared']:,} of {counts['photos']:,} photos are prepared, {counts['people']:,} people.")
+    for kind, count in counts["rejected"].items():
+        print(f"  {count:,} rejected: {kind}")
+    print(options.out)
 
 
 def _existing(text: str) -> Path:

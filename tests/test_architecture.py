@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "idface.app": FOUNDATION | BUILDING_BLOCKS | TOOLS | MODELS | {"data_modules", "idface.protocols"},
     "idface.training": FOUNDATION | OBSERVERS | {"idface.errors"},
     "idface.cli": FOUNDATION
-    | {"idface.errors", "idface.training", "idface.protocols", "idface.report", "idface.app", "idface.checkpoints"},
+    | {"idface.errors", "idface.training", "idface.protocols", "idface.report", "idface.app", "idface.checkpoints"}
+    | {"data_modules.prepare"},
     "idface.__main__": {"idface.cli"},
 }
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import idface.loggers
 import idface.training
+from data_modules.folder import FaceFolderDataModule
 from idface.cli import lightning, main
 from idface.training import _whole_class_paths
 from tests.toys import ToyModel
@@ -166,8 +168,10 @@ class TestConfiguration:
         assert a == b != c
 
 
-def fit_and_get_model(monkeypatch: pytest.MonkeyPatch, *configs: str) -> ToyModel:
-    made: list[ToyModel] = []
+def fit_and_get_model(
+    monkeypatch: pytest.MonkeyPatch, *configs: str, options: Sequence[str] = (), fast_dev_run: bool = True
+) -> Any:
+    made: list[Any] = []
     after = idface.training.TrainingCLI.after_instantiate_classes
     monkeypatch.setattr(
         idface.training.TrainingCLI,
@@ -175,8 +179,56 @@ def fit_and_get_model(monkeypatch: pytest.MonkeyPatch, *configs: str) -> ToyMode
         lambda self: (after(self), made.append(self.model)),
     )
     arguments = [word for config in configs for word in ("--config", config)]
-    lightning(["fit", *arguments, "--trainer.fast_dev_run=true"])
+    lightning(["fit", *arguments, *options, f"--trainer.fast_dev_run={str(fast_dev_run).lower()}"])
     return made[0]
+
+
+class TestData:
+    """Arguments that the data modules pass on to their base class, in a file and on the command line."""
+
+    DATA = """
+model: {class_path: tests.data_modules.test_resume.Recorder}
+data:
+  class_path: ORLDataModule
+  init_args:
+    image_size: 16
+    batch_size: 8
+    exclude: people.txt
+    sampler: {class_path: IdentityBalanced, init_args: {photos_per_person: 4}}
+trainer: {max_steps: 3, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+"""
+
+    def test_a_sampler_and_an_exclusion(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        write("people.txt", "s1\nS 2\n")
+        model = fit_and_get_model(monkeypatch, write("data.yaml", self.DATA), fast_dev_run=False)
+        data = model.trainer.datamodule
+        assert len(data.photos) == 380
+        assert len(model.seen) == 3
+        for rows, *_ in model.seen:
+            assert np.unique(data.split.identity[rows], return_counts=True)[1].tolist() == [4, 4]
+        saved = yaml.safe_load(Path("runs/data/0/config.yaml").read_text())["data"]["init_args"]
+        assert saved["sampler"]["class_path"] == "data_modules.samplers.IdentityBalanced"
+        assert saved["exclude"] == "people.txt"
+
+    def test_a_sampler_by_its_short_name_on_the_command_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        write("people.txt", "s1")
+        sampler = ["--data.sampler=IdentityBalanced", "--data.sampler.photos_per_person=2"]
+        model = fit_and_get_model(monkeypatch, write("data.yaml", self.DATA), options=sampler)
+        assert np.unique(model.trainer.datamodule.split.identity[model.seen[0][0]]).size == 4
+
+    @pytest.mark.parametrize(
+        ("right", "wrong", "message"),
+        [
+            ("IdentityBalanced", "IdentityBalancd", "no class 'IdentityBalancd'. Did you mean 'IdentityBalanced'?"),
+            ("photos_per_person", "photos_per_persn", "'photos_per_persn'. Did you mean 'photos_per_person'?"),
+            ("person: 4", "person: 0", "photos_per_person is 0, expected 1 or more"),
+            ("people.txt", "peple.txt", "exclude: there is no file 'peple.txt'. Did you mean 'people.txt'?"),
+        ],
+    )
+    def test_refusals(self, right: str, wrong: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        write("people.txt", "s1")
+        said = refused(["fit", "--config", write("data.yaml", self.DATA.replace(right, wrong))], capsys)
+        assert message in said
 
 
 class TestRefusals:
@@ -432,6 +484,26 @@ class TestVerbs:
         assert "faces/person_1/broken.png: not an image in a known format." in capsys.readouterr().out
         assert "Did you mean 'celeba'?" in refused(["verify", "--data", "celebA", "--root", "faces"], capsys, main)
         assert "has no 'img_align_celeba'" in refused(["verify", "--data", "celeba", "--root", "faces"], capsys, main)
+
+    def test_people_are_printed_for_exclude(self, face_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["people", "--data", "folder", "--root", str(face_folder)])
+        printed = capsys.readouterr().out
+        assert printed == "".join(f"person_{number}\n" for number in range(1, 7))
+        write("people.txt", printed.replace("person_1\n", ""))
+        data = FaceFolderDataModule(face_folder, align=False, exclude=Path("people.txt"))
+        with pytest.raises(ValueError, match=r"found 4 usable photos of 1 known people(.|\n)*person_2 is named in"):
+            _ = data.photos
+        write("nobody/25_0_2_20170116174525125.jpg.chip.jpg", "")
+        with pytest.raises(SystemExit) as stop:
+            main(["people", "--data", "utkface", "--root", "nobody"])
+        assert stop.value.code == "It is not known who is on the photos in 'nobody'."  # on stderr, and 1 to the shell
+        assert capsys.readouterr().out == ""
+        assert "Did you mean 'lfw'?" in refused(["people", "--data", "lfv", "--root", "nobody"], capsys, main)
+
+    def test_a_reader_that_goes_away_is_no_error(self, face_folder: Path) -> None:
+        command = f"{BIN / 'idface'} people --data folder --root {face_folder} | true; echo ${{PIPESTATUS[0]}}"
+        result = spawn("bash", "-c", command)
+        assert (result.stdout, result.stderr) == ("0\n", "")
 
     def test_idface_fit_is_lightning_fit(self) -> None:
         main(["fit", "--config", "toy.yaml", "--trainer.max_steps=1"])

@@ -1,17 +1,24 @@
 """Verification on Labeled Faces in the Wild, what recognisers are compared by.
 
 python -m idface.protocols.verification dlib --lfw FOLDER
+python -m idface.protocols.verification dlib --lfw FOLDER --prepared FOLDER
+
+The second looks at a set that `idface prepare --data lfw` has written, beside the photos as they were published.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from data_modules.lfw import FOLDERS, read_pairs
+from data_modules.lfw import FOLDERS, Pair, read_pairs
+from data_modules.photos import Photo, open_photo
+from data_modules.prepared import PreparedDataModule
 from idface.recognition.alignment import FaceDetector, warp_face
 from idface.recognition.base import Recognizer, distance
 from idface.recognition.build import KINDS, build_recognizer
@@ -19,6 +26,12 @@ from idface.recognition.calibration import Verification, embed, summary, verify
 
 # Mean landmarks of the deep-funneled photos, 250x250: stands in where no face is detected.
 FUNNELED = ((105.2, 113.3), (147.3, 112.3), (126.6, 137.6), (108.4, 159.1), (145.7, 158.3))
+
+Faces = npt.NDArray[np.uint8]
+"""uint8 (N, S, S, 3)."""
+
+Place = tuple[str, int]
+"""A person's name and the number of the photo."""
 
 
 def verify_on_lfw(recognizer: Recognizer, folder: Path, size: int = 150) -> tuple[Verification, int]:
@@ -33,23 +46,83 @@ def verify_on_lfw(recognizer: Recognizer, folder: Path, size: int = 150) -> tupl
         The result over squared distances of unit embeddings, and the number of photos without a detected face. Those
         are aligned by the place where deep funneling puts the average face.
     """
-    pairs, fold = read_pairs(folder / "pairs.txt")
-    root = next((folder / name for name in FOLDERS if (folder / name).is_dir()), folder)
-    photos = sorted({photo for pair in pairs for photo in pair})
+    photos, pairs, fold = _photos(folder)
     detector, faces, missed = FaceDetector(), [], 0
     for start in range(0, len(photos), 64):
-        batch = [
-            np.asarray(Image.open(root / name / f"{name}_{number:04d}.jpg").convert("RGB"))
-            for name, number in photos[start : start + 64]
-        ]
+        batch = [np.asarray(open_photo(_path(folder, photo))) for photo in photos[start : start + 64]]
         for image, points in zip(batch, detector.detect(batch), strict=True):
             missed += points is None
             faces.append(warp_face(image, FUNNELED if points is None else points, size))
+    return compare_pairs(recognizer, photos, np.stack(faces), pairs, fold), missed
+
+
+def compare_pairs(
+    recognizer: Recognizer, photos: Sequence[Place], faces: Faces, pairs: Sequence[Pair], fold: np.ndarray
+) -> Verification:
+    """Verify pairs by the squared distance of their unit embeddings.
+
+    Args:
+        recognizer: the network to measure.
+        photos: which photo each of the N faces is from.
+        faces: the faces.
+        pairs: the pairs.
+        fold: (P,) int64 which fold each belongs to.
+    """
     place = {photo: i for i, photo in enumerate(photos)}
-    embeddings = F.normalize(embed(recognizer, np.stack(faces)).double())
+    embeddings = F.normalize(embed(recognizer, faces).double())
     first, second = (torch.tensor([place[pair[side]] for pair in pairs]) for side in (0, 1))
     same = np.array([a[0] == b[0] for a, b in pairs])
-    return verify(distance(embeddings[first], embeddings[second]).numpy(), same, fold), missed
+    return verify(distance(embeddings[first], embeddings[second]).numpy(), same, fold)
+
+
+def published_faces(folder: Path, photos: Sequence[Place], size: int = 150) -> dict[str, Faces]:
+    """LFW's photos without a look at where the face is in each.
+
+    Returns:
+        "whole photo": scaled to the size; "mean place": the place in it where the face is on average, cut out.
+    """
+    images = [np.asarray(open_photo(_path(folder, photo))) for photo in photos]
+    whole = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images]
+    return {
+        "whole photo": np.stack(whole).astype(np.uint8, copy=False),
+        "mean place": np.stack([warp_face(image, FUNNELED, size) for image in images]),
+    }
+
+
+def prepared_faces(data: PreparedDataModule, photos: Sequence[Place]) -> Faces:
+    """The same photos from a set that was prepared.
+
+    Raises:
+        ValueError: one of them is not in it.
+    """
+    there = {photo.name: photo for photo in data.list_photos() if isinstance(photo, Photo)}
+    names = [f"{name}/{name}_{number:04d}.jpg" for name, number in photos]
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(f"'{data.root}' lacks {len(missing)} photos of the pairs, {missing[0]} among them")
+    read = data.reader([])
+    return np.stack([read(there[name]) for name in names])
+
+
+def eye_spread(eyes: npt.ArrayLike) -> float:
+    """How far eyes lie from their mean place, as the root mean square in units of the mean distance of two eyes.
+
+    Args:
+        eyes: (N, 2, 2) both eyes of N faces, in pixels.
+    """
+    points = np.asarray(eyes, np.float64)
+    apart = np.linalg.norm(points[:, 0] - points[:, 1], axis=-1).mean()
+    return float(np.sqrt(np.square(points - points.mean(0)).sum(-1).mean()) / apart)
+
+
+def _photos(folder: Path) -> tuple[list[Place], list[Pair], np.ndarray]:
+    pairs, fold = read_pairs(folder / "pairs.txt")
+    return sorted({photo for pair in pairs for photo in pair}), pairs, fold
+
+
+def _path(folder: Path, photo: Place) -> Path:
+    root = next((folder / name for name in FOLDERS if (folder / name).is_dir()), folder)
+    name, number = photo
+    return root / name / f"{name}_{number:04d}.jpg"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,11 +130,34 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m idface.protocols.verification", description=main.__doc__)
     parser.add_argument("recognizer", help=f"one of {KINDS}")
     parser.add_argument("--lfw", type=Path, metavar="FOLDER", required=True, help="pairs.txt and lfw-deepfunneled/")
+    parser.add_argument("--prepared", metavar="FOLDER", help="what `idface prepare --data lfw` has written")
     options = parser.parse_args(arguments)
     recognizer = build_recognizer(options.recognizer)
+    if options.prepared is not None:
+        _compare_with_prepared(recognizer, options.lfw, options.prepared)
+        return
     result, missed = verify_on_lfw(recognizer, options.lfw)
     print(f"{recognizer.name} on {result.pairs:,} pairs of LFW, {missed} photos without a detected face")
     print(f"  unit embeddings, squared distance: {summary(result)}")
+
+
+def _compare_with_prepared(recognizer: Recognizer, folder: Path, prepared: str) -> None:
+    data = PreparedDataModule(prepared)
+    data = PreparedDataModule(prepared, image_size=int(data.picture.frame))
+    counts = data.manifest["counts"]
+    print(f"{counts['prepared']:,} of {counts['photos']:,} photos have a face, {counts['people']:,} people")
+
+    photos, pairs, fold = _photos(folder)
+    faces = published_faces(folder, photos) | {"prepared": prepared_faces(data, photos)}
+    detector = FaceDetector()
+    for kind, pictures in faces.items():
+        some = pictures[::5]  # found again in the pictures: the points that they were aligned by would flatter them
+        found = [points[:2] for points in detector.detect(list(some)) if points is not None]
+        print(f"{kind}, {pictures.shape[1]} pixels: {recognizer.name} on {len(pairs):,} pairs")
+        print(f"  {summary(compare_pairs(recognizer, photos, pictures, pairs, fold))}")
+        print(f"  eyes: {eye_spread(found):.3f} of their distance, seen in {len(found):,} of {len(some):,} pictures")
+    eyes = data.labels([photo for photo in data.list_photos() if isinstance(photo, Photo)])["landmarks"][:, :2]
+    print(f"  by the points that they were aligned by: {eye_spread(eyes.numpy()):.3f}, in all {len(eyes):,}")
 
 
 if __name__ == "__main__":
