@@ -61,12 +61,13 @@ def look_at_photos(
     folder = cache_dir or default_cache_dir()
     file = folder / f"{root.name}-{kind}-{sha256(str(root.resolve()).encode()).hexdigest()[:12]}.sqlite"
     with closing(_open(file)) as database:
-        marks = {photo.name: _mark(photo.path) for photo in photos}
-        findings = {
-            name: Finding(*json.loads(finding))
-            for name, mark, finding in database.execute("SELECT name, mark, finding FROM photos")
-            if marks.get(name) == mark
+        marks = {_key(photo.name): _mark(photo.path) for photo in photos}
+        known = {
+            key: Finding(*json.loads(finding))
+            for key, mark, finding in database.execute("SELECT name, mark, finding FROM photos")
+            if marks.get(key) == mark
         }
+        findings = {photo.name: known[key] for photo in photos if (key := _key(photo.name)) in known}
         todo = [photo for photo in photos if photo.name not in findings]
         chunks = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
         for finding, photo in progress(_in_chunks(database, chunks, look, marks), task, len(todo)):
@@ -82,7 +83,7 @@ def _in_chunks(
 ) -> Iterable[tuple[Finding, Photo]]:
     for chunk in chunks:
         found = list(zip(look(chunk), chunk, strict=True))
-        rows = [(photo.name, marks[photo.name], json.dumps(finding)) for finding, photo in found]
+        rows = [(key := _key(photo.name), marks[key], json.dumps(finding)) for finding, photo in found]
         with database:
             database.executemany("INSERT OR REPLACE INTO photos VALUES (?, ?, ?)", rows)
         yield from found
@@ -125,6 +126,11 @@ def _open(file: Path) -> sqlite3.Connection:
         database = sqlite3.connect(":memory:")
         database.execute(create)
     return database
+
+
+def _key(name: str) -> str:
+    """A name as valid UTF-8, which that of a file need not be and SQLite wants."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _mark(path: Path) -> str:

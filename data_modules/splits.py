@@ -133,7 +133,7 @@ def split_photos(photos: Sequence[str], *, val_share: float, test_share: float, 
         test_share: of the photos, to test on.
         seed: another seed, another split.
     """
-    drawn = [int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:6]) / 2**48 for name in photos]
+    drawn = [int.from_bytes(_digest(name, seed)[:6]) / 2**48 for name in photos]
     places = np.array(drawn, np.float64)  # from 0 to below 1
     test = places < test_share
     val = ~test & (places < test_share + val_share)
@@ -158,8 +158,13 @@ def _count(amount: int | float, total: int, option: str) -> int:
 
 def _ranks(names: Sequence[str], seed: int) -> list[int]:
     """Positions of `names` in the order of their hashes with the seed."""
-    digests = [sha256(f"{seed}:{name}".encode()).digest() for name in names]
+    digests = [_digest(name, seed) for name in names]
     return sorted(range(len(names)), key=digests.__getitem__)
+
+
+def _digest(name: str, seed: int) -> bytes:
+    """The hash of a name, which may be that of a file and no UTF-8."""
+    return sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def _shuffled(names: Sequence[str], seed: int) -> list[str]:

@@ -272,11 +272,11 @@ class FaceDetector:
         """MTCNN over (B, H, W, 3) uint8: each picture's faces, in its pixels."""
         try:
             boxes, probabilities, landmarks = self._mtcnn.detect(pictures, landmarks=True)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError, ValueError):
-            # facenet-pytorch stumbles over a picture smaller than the least face, and when every candidate box lies
-            # outside its picture. Find the picture; it has no face.
+        except (RuntimeError, IndexError, ValueError) as error:
+            # facenet-pytorch stumbles over a picture smaller than the least face, and when a candidate box lies
+            # outside its picture. Find the picture; it has no face. Whatever else goes wrong is no picture's fault.
+            if not any(words in str(error) for words in _STUMBLES):
+                raise
             if len(pictures) == 1:
                 return [[]]
             return [self._look(picture[None])[0] for picture in pictures]
@@ -289,6 +289,9 @@ class FaceDetector:
             ]
             for points, box_rows, sures in zip(landmarks, boxes, probabilities, strict=True)
         ]
+
+
+_STUMBLES = ("non-empty list", "shape of the mask", "sizes should be greater than 0")
 
 
 def _channels_last(network: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

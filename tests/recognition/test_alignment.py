@@ -158,10 +158,21 @@ def test_one_picture_that_mtcnn_stumbles_over_costs_no_other(monkeypatch: pytest
 
     def stumbling(pictures: npt.NDArray[np.uint8], landmarks: bool) -> object:
         if any((picture == 255).all() for picture in pictures):
-            raise IndexError("box outside of the picture")
+            raise IndexError("The shape of the mask [3] at index 0 does not match that of the indexed tensor [4, 5]")
         return detect(pictures, landmarks=landmarks)
 
     monkeypatch.setattr(detector._mtcnn, "detect", stumbling)
     photos = orl.photos()
     found = detector.detect([photos[0], np.full((112, 92, 3), 255, np.uint8), photos[1]])
     assert [points is None for points in found] == [False, True, False]
+
+
+def test_a_broken_device_is_not_a_photo_without_a_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = FaceDetector()
+
+    def broken(pictures: npt.NDArray[np.uint8], landmarks: bool) -> object:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(detector._mtcnn, "detect", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        detector.detect(orl.photos()[:2])
