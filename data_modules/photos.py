@@ -125,9 +125,13 @@ def photo_content(photo: Photo) -> bytes:
         if photo.part is not None:
             content = _cut_out(photo.path, photo.part)
         else:
+            if photo.path.exists() and not photo.path.is_file():  # a pipe would never end
+                raise PhotoError("cannot be read: not a file")
             with photo.path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PhotoError(f"cannot be read: {error.strerror or error}") from error  # without the path
+    except ValueError as error:
         raise PhotoError(f"cannot be decoded: {error}") from error
     if not content:
         raise PhotoError("empty file")

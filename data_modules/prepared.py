@@ -3,6 +3,7 @@
 import io
 import json
 import mmap
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from data_modules.base import FaceDataModule, FaceOptions
 from data_modules.files import did_you_mean, nearest_folder
-from data_modules.photos import MAX_BYTES, Part, Photo, PhotoError, PhotoReader, Pixels, Rejected
-from data_modules.prepare.shards import FORMAT, INDEX, MANIFEST, describe
+from data_modules.photos import MAX_BYTES, MIN_SIDE, Part, Photo, PhotoError, PhotoReader, Pixels, Rejected
+from data_modules.prepare.shards import FORMAT, INDEX, MANIFEST, SHARDS, describe
 from data_modules.splits import FaceSplit, split_photos
 
 MAX_SIDE = 2048
@@ -49,8 +50,10 @@ class PreparedDataModule(FaceDataModule):
 
     Raises:
         FileNotFoundError: there is no prepared set, or its preparation was not finished.
-        ValueError: the set is of another version, damaged, or smaller than `image_size`.
+        ValueError: the set is of another version, damaged, or (when it is read) smaller than `image_size`.
     """
+
+    licence = "That of the set that was prepared, which its manifest states"
 
     def __init__(
         self, root: str, official_split: bool = True, image_size: int = 64, **options: Unpack[FaceOptions]
@@ -61,12 +64,6 @@ class PreparedDataModule(FaceDataModule):
         self.manifest = _read_manifest(self.root)
         settings = self.manifest["settings"]
         self.picture = Picture(settings["size"], settings["margin"], image_size)
-        if image_size > self.picture.frame + 0.5:
-            raise ValueError(
-                f"image_size is {image_size}, but '{self.root}' was prepared at {settings['size']} pixels"
-                + (f" with a margin of {settings['margin']:g}" if settings["margin"] else "")
-                + f": give {self.picture.frame:.0f} or less, or prepare it again with a larger --size"
-            )
         self.licence = self.manifest["source"]["licence"]  # type: ignore[misc]  # that of the set that was prepared
 
     def list_photos(self) -> list[Photo | Rejected]:
@@ -81,9 +78,16 @@ class PreparedDataModule(FaceDataModule):
 
     def reader(self, photos: Sequence[Photo]) -> PhotoReader:
         """Reads pictures from the shards."""
+        picture = self.picture
+        if picture.size > picture.frame + 0.5:  # here, for `idface verify` reads none
+            raise ValueError(
+                f"image_size is {picture.size}, but '{self.root}' was prepared at {picture.stored} pixels"
+                + (f" with a margin of {picture.margin:g}" if picture.margin else "")
+                + f": give {picture.frame:.0f} or less, or prepare it again with a larger --size"
+            )
         if _is_local(self.root):
-            return LocalReader(self.picture)
-        return RemoteReader(self.picture, self.root)
+            return LocalReader(picture)
+        return RemoteReader(picture, self.root)
 
     def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
         """None: what could not be used was left out when the set was prepared."""
@@ -120,7 +124,7 @@ class PreparedDataModule(FaceDataModule):
         """By person; or by photo, where nobody is known."""
         if any(photo.person is not None for photo in photos):
             return super().split_photos(photos)
-        names = [photo.name for photo in photos]
+        names = [photo.name.rpartition("/")[2] for photo in photos]  # as UTKFaceDataModule does: the same split
         if (shares := self.val_identities + self.test_identities) >= 1:
             raise ValueError(
                 f"val_identities and test_identities are {shares:g} together, expected shares of the photos, below 1 "
@@ -154,7 +158,7 @@ class PreparedDataModule(FaceDataModule):
         try:
             with fsspec.open(address, "rb") as file:
                 table = pq.read_table(file)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"root: '{address}' is missing or damaged ({error}): prepare the set again") from error
         if table.num_rows and pa.compute.max(table["shard"]).as_py() >= len(self.manifest["shards"]):
             raise ValueError(f"root: '{address}' names a shard that {MANIFEST} does not: prepare the set again")
@@ -180,14 +184,33 @@ def _read_manifest(root: str) -> dict[str, Any]:
             raise FileNotFoundError(f"root: '{root}' has no {MANIFEST}: {state}")
     try:
         with fsspec.open(f"{root}/{MANIFEST}", "rb") as file:
-            manifest: dict[str, Any] = json.load(file)
-    except ImportError as error:  # fsspec names the package that it lacks for this kind of address
+            content = file.read()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"root: '{root}/{MANIFEST}' cannot be opened: {error or type(error).__name__}"
+        ) from error
+    except (ImportError, ValueError) as error:  # fsspec names the package that it lacks for this kind of address
         raise ValueError(f"root: '{root}' cannot be opened: {error}") from error
+    try:
+        manifest: dict[str, Any] = json.loads(content)
     except ValueError as error:
         raise ValueError(f"root: '{root}/{MANIFEST}' is damaged ({error}): prepare the set again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise ValueError(f"root: '{root}/{MANIFEST}' is of format {found}, expected {FORMAT}: prepare the set again")
+    try:
+        settings, files = manifest["settings"], [shard["file"] for shard in manifest["shards"]]
+        whole = (
+            MIN_SIDE <= int(settings["size"]) <= MAX_SIDE
+            and 0 <= float(settings["margin"]) <= 2
+            and all(re.fullmatch(rf"{SHARDS}/\d+\.parquet", file) for file in files)  # nor a path out of the folder
+            and {"licence"} <= manifest["source"].keys()
+            and {"counts", "labels", "attribute_names", "files"} <= manifest.keys()
+        )
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(f"root: '{root}/{MANIFEST}' is damaged: prepare the set again")
     return manifest
 
 
@@ -223,7 +246,9 @@ class Picture:
                     found = f"{image.width}x{image.height} {image.mode}"
                     raise PhotoError(f"{found} in the shard, expected {self.stored}x{self.stored} RGB")
                 pixels = np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except PhotoError:
+            raise
+        except Exception as error:  # broken files make decoders raise whatever they like
             raise PhotoError(f"cannot be decoded: {error}") from error
         if (self.stored, self.margin) == (self.size, 0):
             return pixels
@@ -247,17 +272,22 @@ class LocalReader:
     picture: Picture
 
     def __call__(self, photo: Photo) -> Pixels:
-        """Read a picture as uint8 (size, size, 3)."""
+        """Read a picture as uint8 (size, size, 3).
+
+        Raises:
+            PhotoError: it is damaged.
+            OSError: its shard cannot be read; without it this is another set.
+        """
         assert photo.part is not None
         start, length, _ = photo.part
         try:
             content = _mapped(photo.path)[start : start + length]
         except (OSError, ValueError) as error:
-            raise PhotoError(f"cannot be read: {error}") from error
+            raise OSError(f"'{photo.path}' cannot be read ({error}): prepare the set again") from error
         return self.picture.decode(content)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)  # each holds a file open, and there may be few of them
 def _mapped(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -285,7 +315,11 @@ class RemoteReader:
         return pixels
 
     def read_many(self, photos: Sequence[Photo]) -> list[Pixels | PhotoError]:
-        """Fetch pictures all at once; what cannot be fetched is tried again, a little later each time."""
+        """Fetch pictures all at once; what cannot be fetched is tried again, a little later each time.
+
+        Raises:
+            OSError: a picture cannot be fetched at all; without it this is another set.
+        """
         results: list[Pixels | PhotoError] = [PhotoError("not fetched")] * len(photos)
         todo = list(range(len(photos)))
         for attempt in range(self.TRIES):
@@ -294,8 +328,9 @@ class RemoteReader:
                 results[i] = self._decode(photos[i], content)
             todo = [i for i in todo if isinstance(results[i], _NotFetched)]
             if not todo:
-                break
-        return results
+                return results
+        photo, error = photos[todo[0]], results[todo[0]]
+        raise OSError(f"'{self.root}/{photo.path.parent.name}/{photo.path.name}' {error}")
 
     def _fetch(self, photos: Sequence[Photo]) -> Iterable[bytes | Exception]:
         parts = [photo.part or Part(0, 0) for photo in photos]

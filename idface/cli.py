@@ -10,6 +10,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -118,10 +119,11 @@ def build_parser() -> argparse.ArgumentParser:
     people.add_argument("--root", type=_existing, required=True, metavar="DIR", help="the data set's folder")
     people.set_defaults(run=_people)
 
+    sources = sorted({*data_modules(), "orl"} - {"prepared"})
     prepare = verbs.add_parser(
         "prepare", help="find, align and label a data set's faces, and write them as Parquet shards", allow_abbrev=False
     )
-    prepare.add_argument("--data", required=True, choices=[*data_modules(), "orl"], help="how the set is published")
+    prepare.add_argument("--data", required=True, choices=sources, help="how the set is published")
     prepare.add_argument("--root", type=_existing, metavar="DIR", help="its folder, or an archive of it (not for orl)")
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder; or one to go on with")
     prepare.add_argument("--size", type=int, default=128, metavar="S", help="side of the pictures (%(default)s pixels)")
@@ -195,6 +197,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
     from data_modules.prepare.engines import ENGINES
     from data_modules.prepare.run import prepare
+    from data_modules.prepare.shards import printable
     from data_modules.prepare.worker import Settings
 
     module = pkgutil.resolve_name({**data_modules(), "orl": class_path("ORLDataModule")}[options.data])
@@ -205,7 +208,14 @@ def _prepare(options: argparse.Namespace) -> None:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text}: expected OPTION=VALUE")
-        given[name] = yaml.safe_load(value)
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {text}: '{value}' is no value as YAML writes it") from None
+
+    said = {name: printable(str(value)) or "" for name, value in given.items()}
+    if exclude := given.get("exclude"):
+        said["exclude"] = f"SHA-256 {sha256(Path(exclude).read_bytes()).hexdigest()}"  # wherever the list lies
 
     def open_set(root: Path) -> Any:
         try:
@@ -215,10 +225,11 @@ def _prepare(options: argparse.Namespace) -> None:
 
     manifest = prepare(
         open_set,
-        options.root or Path(),
+        options.root,
         options.data,
         options.out,
         Settings(options.size, options.margin, options.face, options.min_side, options.encoding, options.quality),
+        options=said,
         engine=ENGINES[options.engine],
         workers=options.workers,
         device=options.device,

@@ -21,6 +21,9 @@ from data_modules.photos import MAX_BYTES, Rejected
 
 log = logging.getLogger(__name__)
 
+ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".tbz2", ".bz2", ".txz", ".xz"))
+"""What the names of files end in that are looked at for being archives."""
+
 MAX_RATIO, SLACK = 20, 2**30
 """An archive may unpack to so many times its own bytes, and so many bytes more.
 

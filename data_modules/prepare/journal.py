@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_modules.photos import Part, Photo, Rejected
 
@@ -25,13 +25,6 @@ CREATE TABLE IF NOT EXISTS samples (lot BLOB PRIMARY KEY, number INT, found TEXT
 """
 
 
-class Listed(NamedTuple):
-    """A photo in the order in which the set is prepared, by name."""
-
-    number: int
-    photo: Photo
-
-
 class Journal:
     """The state of a preparation. One process writes it.
 
@@ -42,7 +35,9 @@ class Journal:
     def __init__(self, file: Path) -> None:
         self._database = sqlite3.connect(file, isolation_level=None)
         # A killed process loses nothing that was committed; a power cut may lose the last moments, not the file.
-        self._database.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; {_TABLES}")
+        # Alone, it needs no memory shared with others, which network file systems lack.
+        self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
+        self._database.executescript(f"PRAGMA synchronous = NORMAL; {_TABLES}")
 
     def close(self) -> None:
         """Close the file."""
@@ -54,10 +49,11 @@ class Journal:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # SQLite has rolled back already where the disk is full
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
     # Facts: settings and counts.
 
@@ -81,6 +77,9 @@ class Journal:
         for entry in entries:
             if isinstance(entry, Rejected):
                 self.leave_out([entry])
+                continue
+            if "\\udc" in entry.name:  # it could not be told from another one, see `printable`
+                self.leave_out([Rejected(entry.path, r"\udc in its name, which stands for bytes that are no UTF-8")])
                 continue
             part = entry.part or (None, None, None)
             try:
@@ -204,9 +203,9 @@ def _photo(
 
 
 def _encode(text: str | None) -> bytes | None:
-    """Names of files may hold bytes that are no UTF-8; SQLite's text may not."""
-    return None if text is None else text.encode("utf-8", "surrogateescape")
+    """Names may hold what is no UTF-8; SQLite's text may not."""
+    return None if text is None else text.encode("utf-8", "surrogatepass")
 
 
 def _decode(text: bytes) -> str:
-    return text.decode("utf-8", "surrogateescape")
+    return text.decode("utf-8", "surrogatepass")

@@ -186,12 +186,18 @@ def describe(file: Path) -> dict[str, Any]:
 
 def put_in_place(unfinished: Path, file: Path) -> None:
     """Give a finished file its name; after a power cut it is there whole or not at all."""
-    descriptor = os.open(unfinished, os.O_RDONLY)
+    _sync(unfinished)
+    unfinished.replace(file)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    """See that what was written to a file, or renamed in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    unfinished.replace(file)
 
 
 def write_text(file: Path, lines: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_modules.photos import Photo, PhotoError, open_photo
+from data_modules.prepare.engines import CRASHED
 from data_modules.prepare.shards import printable, put_in_place
 
 FACES, PER_ROW = 120, 12
@@ -52,6 +53,8 @@ def write_detection_sheet(
 def _marked(photo: Photo, found: Mapping[str, Any], reason: str | None) -> Image.Image:
     colour = _FOUND if reason is None else _REJECTED
     try:
+        if reason == CRASHED:  # it would again, here
+            raise PhotoError(reason)
         image = open_photo(photo)
     except PhotoError:
         image = Image.new("RGB", (_TILE, _TILE), (70, 70, 70))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data_modules.photos import Hint, Photo, PhotoCheck, PhotoError, Pixels, decode_photo, photo_content
 from data_modules.prepare.align import NO_FACE
+from data_modules.prepare.shards import printable
 from idface.recognition.alignment import Face, FaceDetector, FaceRule, choose_face, similarity_transform, warp_face
 
 BOX_SURROUNDINGS = 0.5
@@ -120,7 +121,7 @@ class FaceWorker:
     def __init__(self, settings: Settings, check: PhotoCheck | None = None, device: str | None = None) -> None:
         self.settings = settings
         self.check = check
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_or_default(device)
         self._detector: FaceDetector | None = None
 
     def __call__(self, chunk: Chunk) -> bytes:
@@ -148,7 +149,7 @@ class FaceWorker:
                     self.check(image)
                 opened = _look_where(np.asarray(image), chunk.hints.get(photo.name, Hint()))
             except PhotoError as error:
-                rows[i]["reason"] = str(error)
+                rows[i]["reason"] = printable(str(error))
                 continue
             size = opened.pixels.shape[0] * opened.pixels.shape[1]
             if group and (len(group) == most or pixels + size > most_pixels):
@@ -187,9 +188,7 @@ class FaceWorker:
             self._detector = FaceDetector(self.device)
         try:
             return list(self._detector.find(images))
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:  # whatever a photo of an odd shape brings up, it must not end the run
+        except (ValueError, IndexError, cv2.error) as error:  # what a photo of an odd shape brings up
             if len(images) == 1:
                 return [PhotoError(f"cannot be searched for a face: {error}")]
             return [self._detect([image])[0] for image in images]
@@ -198,6 +197,10 @@ class FaceWorker:
         """Cut the face out and encode it."""
         settings = self.settings
         landmarks = row["photo_landmarks"].reshape(5, 2)
+        middle = landmarks.mean(0)
+        if not ((middle >= 0) & (middle < photo.shape[1::-1])).all():
+            row["reason"] = "its landmarks lie outside the photo"
+            return
         try:
             matrix = similarity_transform(landmarks, settings.size, settings.margin)
             side = settings.size / (1 + 2 * settings.margin) / math.hypot(matrix[0, 0], matrix[1, 0])
@@ -205,11 +208,30 @@ class FaceWorker:
                 row["reason"] = f"face too small: {side:.0f} pixels a side, expected {settings.min_side} or more"
                 return
             picture = warp_face(photo, landmarks, settings.size, settings.margin)
-        except ValueError as error:
-            row["reason"] = str(error)
+        except (ValueError, cv2.error) as error:  # OpenCV's: a side of 32,768 pixels or more
+            row["reason"] = f"cannot be aligned: {error}"
             return
         row["landmarks"] = (landmarks @ matrix[:, :2].T + matrix[:, 2]).reshape(-1)
         row["image"] = encode(picture, settings)
+
+
+def device_or_default(device: str | None) -> str:
+    """A device that is there; a GPU, if there is one and none is named.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
+        raise ValueError(
+            f"device is {device!r}, expected cpu" + (", cuda or cuda:N" if torch.cuda.is_available() else "")
+        )
+    return device
 
 
 def unpack_result(result: bytes) -> list[dict[str, Any]]:
@@ -258,9 +280,11 @@ def _look_where(pixels: Pixels, hint: Hint) -> Opened:
     if hint.box is None:
         return Opened(pixels, (0, 0), pixels, ((width - 1) / 2, (height - 1) / 2))
     left, top, right, bottom = hint.box
-    if not (right >= 0 and left <= width and bottom >= 0 and top <= height and left < right and top < bottom):
+    inside = right >= 0 and left <= width and bottom >= 0 and top <= height and left < right and top < bottom
+    if not (inside and np.isfinite(hint.box).all()):
         box = ", ".join(f"{value:g}" for value in hint.box)
-        raise PhotoError(f"the face's box {box} does not lie in the photo: it has {width}x{height} pixels")
+        raise PhotoError(f"the face's box does not lie in the photo: {box} in {width}x{height} pixels")
+    left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
     across, down = (right - left) * BOX_SURROUNDINGS, (bottom - top) * BOX_SURROUNDINGS
     x, y = max(math.floor(left - across), 0), max(math.floor(top - down), 0)
     part = pixels[y : math.ceil(bottom + down), x : math.ceil(right + across)]
