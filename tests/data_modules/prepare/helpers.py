@@ -23,7 +23,7 @@ REJECTED = {
     "ann/truncated.jpg": "cannot be decoded: ",
     "ben/copy.pgm": "duplicate: the same file as ann/1.pgm, as a photo of ann",
     "ben/\\udcff.jpg": "empty file",
-    "ben/nowhere.jpg": "no such file",
+    "ben/nowhere.jpg": "cannot be read: ",
 }
 """What `write_raw` puts among the photos, by name, and how the reason begins that is given for it."""
 
