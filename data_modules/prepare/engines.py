@@ -35,7 +35,7 @@ def run_locally(worker: FaceWorker, chunks: Iterable[Chunk], workers: int | None
     Raises:
         ChildProcessError: processes die without any photo.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
     chunks = iter(chunks)
     running: list[Chunk] = []
     while True:
