@@ -87,7 +87,9 @@ class PreparedDataModule(FaceDataModule):
             )
         if _is_local(self.root):
             return LocalReader(picture)
-        return RemoteReader(picture, self.root)
+        read = RemoteReader(picture, self.root)
+        read.read_many(photos[:1])  # whether it can be done at all is better found out with one than with all
+        return read
 
     def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
         """None: what could not be used was left out when the set was prepared."""
@@ -330,7 +332,7 @@ class RemoteReader:
             if not todo:
                 return results
         photo, error = photos[todo[0]], results[todo[0]]
-        raise OSError(f"'{self.root}/{photo.path.parent.name}/{photo.path.name}' {error}")
+        raise OSError(f"root: a picture of '{self.root}/{photo.path.parent.name}/{photo.path.name}' {error}")
 
     def _fetch(self, photos: Sequence[Photo]) -> Iterable[bytes | Exception]:
         parts = [photo.part or Part(0, 0) for photo in photos]
@@ -351,7 +353,12 @@ class RemoteReader:
         assert photo.part is not None
         if isinstance(content, Exception):
             return _NotFetched(f"cannot be fetched: {content}")
-        if len(content) != photo.part.length:
+        if len(content) > photo.part.length:
+            raise OSError(
+                f"root: the server of '{self.root}' sent {len(content):,} bytes where {photo.part.length:,} were asked "
+                "for: it does not grant ranges. Take another server, or copy the set to disk"
+            )
+        if len(content) < photo.part.length:
             return _NotFetched(f"{len(content):,} bytes were fetched, expected {photo.part.length:,}")
         try:
             return self.picture.decode(content)

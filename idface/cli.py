@@ -8,6 +8,7 @@ import argparse
 import io
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from idface.errors import explain, missing_path
-from idface.names import class_path, data_modules
+from idface.names import class_path, data_modules, did_you_mean, nearest
 from idface.run import RunNotFound, newest_run
+
+_NUMBER = re.compile(r"-[\d.]+")
 
 TRAINING = {
     "fit": "train a model",
@@ -53,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.run(options)
     except BrokenPipeError:  # whoever reads the output, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+    except KeyboardInterrupt:
+        goes_on = ": the same command goes on from there" if options.verb == "prepare" else ""
+        parser.exit(130, f"\n{parser.prog} {options.verb}: interrupted{goes_on}\n")
     except (ValueError, OSError) as error:  # what the user gave is of no use; the message says why
         parser.exit(2, f"{parser.prog} {options.verb}: error: {error}\n")
 
@@ -64,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         """As argparse, but a misspelt option is said to be one before the right one is said to be missing."""
         if self._subparsers is None:
             for option in (argument.partition("=")[0] for argument in args if argument.startswith("-")):
-                if option not in self._option_string_actions:
+                if not _NUMBER.fullmatch(option) and option not in self._option_string_actions:
                     self.error(f"unrecognized arguments: {option}")
         return super().parse_known_args(args, namespace)
 
@@ -193,6 +199,8 @@ def _people(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    import inspect
+
     import yaml
 
     from data_modules.prepare.engines import ENGINES
@@ -213,6 +221,17 @@ def _prepare(options: argparse.Namespace) -> None:
         except yaml.YAMLError:
             raise ValueError(f"--set {text}: '{value}' is no value as YAML writes it") from None
 
+    own = [each for each in module.__mro__ if each.__module__.startswith("data_modules.")]
+    known = {name for each in own for name in inspect.signature(each.__init__).parameters} - {"self", "root", "options"}
+    if unknown := given.keys() - known:
+        name = min(unknown)
+        raise ValueError(
+            f"--set {name}: {module.__name__} has no such option.{did_you_mean(nearest(name, known))} It has "
+            f"{', '.join(sorted(known))}"
+        )
+    if options.exclude is not None and not options.exclude.is_file():
+        raise ValueError(f"--exclude '{options.exclude}' is a folder, expected a text file with a name a line")
+
     said = {name: printable(str(value)) or "" for name, value in given.items()}
     if exclude := given.get("exclude"):
         said["exclude"] = f"SHA-256 {sha256(Path(exclude).read_bytes()).hexdigest()}"  # wherever the list lies
@@ -220,7 +239,7 @@ def _prepare(options: argparse.Namespace) -> None:
     def open_set(root: Path) -> Any:
         try:
             return module(**given) if options.root is None else module(root, **given)
-        except TypeError as error:  # an option that it does not have, or of another type
+        except TypeError as error:  # an option of another type
             raise ValueError(f"--set: {error}") from error
 
     manifest = prepare(
@@ -238,6 +257,8 @@ def _prepare(options: argparse.Namespace) -> None:
     print(f"{counts['prepared']:,} of {counts['photos']:,} photos are prepared, {counts['people']:,} people.")
     for kind, count in counts["rejected"].items():
         print(f"  {count:,} rejected: {kind}")
+    if counts["rejected"]:
+        print(f"Each is in {options.out / 'rejected.csv'}, some in {options.out / 'detection_sheet.png'}.")
     print(options.out)
 
 

@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import pickle
+import traceback
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -182,13 +183,23 @@ class TrainingCLI(LightningCLI):
         """Make data, model and trainer; what a constructor refuses is an error of the configuration."""
         try:
             super().instantiate_classes()
-        except (ValueError, FileNotFoundError, NotADirectoryError, MisconfigurationException) as error:
+        except (ValueError, OSError, MisconfigurationException) as error:
             if "JSONARGPARSE_DEBUG" in os.environ:
                 raise
             cause: BaseException = error
             while cause.__cause__ is not None:  # the constructor's own words, without what the parser put around them
                 cause = cause.__cause__
             self._refuse(f"{cause}\n(the traceback: JSONARGPARSE_DEBUG=1)")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; what a data module refuses only when its batches are asked for is an error of the configuration too."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (ValueError, OSError) as error:
+            *_, last = traceback.walk_tb(error.__traceback__)
+            if "JSONARGPARSE_DEBUG" in os.environ or not last[0].f_globals["__name__"].startswith("data_modules."):
+                raise
+            self._refuse(f"{error}\n(the traceback: JSONARGPARSE_DEBUG=1)")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with all that it writes inside the run folder."""

@@ -101,6 +101,11 @@ class Journal:
         """How many photos there are to prepare."""
         return int(self._database.execute("SELECT count(*) FROM photos").fetchone()[0])
 
+    def names(self) -> Iterator[str]:
+        """The names of the photos, in order."""
+        for (name,) in self._database.execute("SELECT name FROM photos ORDER BY number"):
+            yield _decode(name)
+
     def photos(self, start: int, stop: int) -> list[Photo]:
         """The photos of these numbers."""
         rows = self._database.execute(

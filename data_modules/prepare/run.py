@@ -10,7 +10,7 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -116,26 +116,33 @@ def prepare(
     if root is not None and out.absolute().is_relative_to(root):
         raise ValueError(f"'{out}' lies inside the data set '{root}': give a folder elsewhere as --out")
     asked = {"source": source, "options": dict(options or {}), "shard_size": shard_size, **settings.as_dict()}
+    there = out.exists()
+    if there and not out.is_dir():
+        raise NotADirectoryError(f"'{out}' is a file: give a new folder as --out")
+    if there and not (out / MANIFEST).exists() and not (out / ".work").exists():
+        _check_empty(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
             if (out / MANIFEST).is_file():
-                return _not_empty(_finished(out, asked), out)
+                return _not_empty(_finished(out, asked, open_set, root), out)
             work = out / ".work"
-            if not work.is_dir():
-                _check_empty(out)
             work.mkdir(exist_ok=True)
             journal = Journal(work / "journal.sqlite")
+            planned = journal.fact("labels") is not None
             try:
                 made_with = _versions(device)
                 _check_begun(journal, {**asked, "root": root and str(root), **made_with}, out)
                 data = _open(journal, open_set, root, (work / "source").absolute())
                 _plan(journal, data)
+                planned = True
                 preparation = _Preparation(journal, data, out, shard_size)
                 preparation.make_shards(engine, FaceWorker(settings, data.check(), device), workers)
                 manifest = preparation.finish(asked, made_with)
             finally:
                 journal.close()
+                if not planned:  # nothing is lost: the data set could not be opened
+                    shutil.rmtree(work)
             shutil.rmtree(work)
     except sqlite3.Error as error:  # the disk is full, or the like
         raise OSError(f"'{out / '.work'}' cannot be written ({error}): the same command goes on from there") from error
@@ -159,12 +166,30 @@ def _not_empty(manifest: dict[str, Any], out: Path) -> dict[str, Any]:
     return manifest
 
 
-def _finished(out: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _finished(
+    out: Path, asked: Mapping[str, Any], open_set: Callable[[Path], FaceDataModule], root: Path | None
+) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text("utf-8"))
     _check_same(out, manifest.get("settings", {}), asked, "a set that was prepared")
     shutil.rmtree(out / ".work", ignore_errors=True)  # left if the end itself was interrupted
-    log.warning("'%s' was prepared before, with these options: nothing is done", out)
+    if not manifest["source"]["archives"]:
+        names = [photo.name for photo in open_set(root or Path()).wanted_photos()[0]]
+        names.sort(key=lambda name: name.encode("utf-8", "surrogatepass"))  # as the journal does
+        if _digest(names) != manifest["source"]["names_sha256"]:
+            raise ValueError(
+                f"'{out}' was prepared from other photos ({manifest['counts']['photos']:,} then, {len(names):,} in "
+                f"'{root}' now): give another folder as --out"
+            )
+    log.warning("'%s' was prepared before, from the same photos with the same options: nothing is done", out)
     return manifest
+
+
+def _digest(names: Iterable[str]) -> str:
+    """A checksum of what photos are called, in order."""
+    digest = sha256()
+    for name in names:
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def _check_same(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any], what: str) -> None:
@@ -206,7 +231,14 @@ def _open(
     files = [root] if root.is_file() else sorted([*root.glob("*.*"), *root.glob("*/*.*")])
     archives = [path for path in files if path.suffix.lower() in ARCHIVE_SUFFIXES and is_archive(path)]
     if not archives:
-        return open_set(root)
+        try:
+            return open_set(root)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not root.is_file():
+                raise
+            raise ValueError(
+                f"root: '{root}' is a file, but no archive (zip, tar, tar.gz, tar.bz2, tar.xz): give the set's folder"
+            ) from error
     with suppress(FileNotFoundError, NotADirectoryError, ValueError):  # what is wrong will show with the archives
         data = open_set(root)
         if any(isinstance(entry, Photo) for entry in data.list_photos()):
@@ -225,7 +257,14 @@ def _open(
             if path not in archives and not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path)
-        data = open_set(unpacked)
+        try:
+            data = open_set(unpacked)
+        except (FileNotFoundError, ValueError) as error:
+            packed = ", ".join(f"'{path.name}'" for path in archives)
+            raise ValueError(
+                f"{str(error).replace(str(unpacked), str(root))} (with {packed} unpacked; what lies beside an "
+                "archive is only seen if --root is the folder that holds both)"
+            ) from error
         os.sync()  # a power cut must not leave empty files behind what is noted next
         journal.note("unpacked", [path.name for path in archives])
     return data
@@ -238,6 +277,7 @@ def _plan(journal: Journal, data: FaceDataModule) -> None:
     data.partition([])  # a damaged list is better found now
     with journal.transaction():
         journal.plan(itertools.chain(*data.wanted_photos()))
+        journal.note("names", _digest(journal.names()))
         some = journal.photos(0, 1)
         labels = data.labels(some) if some else {}
         journal.note("labels", {key: math.prod(column.shape[1:]) * (column.ndim > 1) for key, column in labels.items()})
@@ -280,7 +320,9 @@ class _Preparation:
         waiting = sum(self._photos_in(chunk) for chunks in missing.values() for chunk in chunks)
         with Progress(*columns) as progress, ExitStack() as stack:
             rejected = sum(self.journal.count_rejected().values())
-            task = progress.add_task("", total=self.total, completed=self.total - waiting, speed="", rejected=rejected)
+            task = progress.add_task(
+                "", total=self.total, completed=self.total - waiting, speed="starting", rejected=rejected
+            )
             results = stack.enter_context(closing(engine(worker, self._chunks(missing), workers)))
             while number < last:
                 if not missing[number]:
@@ -372,7 +414,13 @@ class _Preparation:
         manifest = {
             "format": FORMAT,
             "made_with": dict(made_with),
-            "source": {"name": asked["source"], "module": type(data).__name__, "licence": data.licence},
+            "source": {
+                "name": asked["source"],
+                "module": type(data).__name__,
+                "licence": data.licence,
+                "archives": journal.fact("unpacked") or [],
+                "names_sha256": journal.fact("names"),
+            },
             "settings": dict(asked),
             "counts": {
                 "photos": self.total,
@@ -422,7 +470,7 @@ def _rejected_lines(journal: Journal, root: Path, exclude: Path | None, kinds: C
             kinds["people to leave out"] += 1
             reason = reason.removesuffix(f" in {exclude}") + " in the list of people to leave out"
         else:
-            kinds["left out by the set's own rules"] += 1
+            kinds["files that are no photos of the set, or that its own rules leave out"] += 1
         yield line(path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name, "", reason)
     for photo, kind, reason in journal.rejected():
         kinds[kind] += 1
@@ -461,6 +509,17 @@ Licence of the photos: {source["licence"]}
     datasets.load_dataset(".")                      # Hugging Face
     pandas.read_parquet("{SHARDS}")                 # or index.parquet, without the pictures
     duckdb.sql("SELECT person, count(*) FROM '{SHARDS}/*.parquet' GROUP BY person")
+
+| column | what it holds |
+|---|---|
+| `image` | the picture: `bytes`, and `path`, its name |
+| `name`, `person` | the photo's name in the set; who it shows, null if unknown |
+| `partition` | train, val or test, where the set comes with a split |
+| `sex`, `age`, `attributes`, ... | labels, if the set has them: sex 1 male, -1 female; years; 1 present, -1 absent |
+| `landmarks` | left eye, right eye, nose, left and right corner of the mouth (the viewer's left): x, y in pixels |
+| `photo_...` | the original: its size, the same points and the face's box in its pixels, SHA-256 of the file |
+| `probability`, `faces` | how sure the detector was, and how many faces it saw; null where the set gave the points |
+| `shard`, `offset`, `length` | in `index.parquet`: where the picture's bytes lie |
 
 Of {counts["photos"]:,} photos and the files that are none, these were left out (`rejected.csv` has each with its
 reason, `detection_sheet.png` shows some):

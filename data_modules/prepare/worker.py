@@ -229,7 +229,8 @@ def device_or_default(device: str | None) -> str:
         kind = ""
     if kind != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
         raise ValueError(
-            f"device is {device!r}, expected cpu" + (", cuda or cuda:N" if torch.cuda.is_available() else "")
+            f"device is {device!r}, expected "
+            + ("cpu, cuda or cuda:N" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU")
         )
     return device
 

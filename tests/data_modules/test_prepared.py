@@ -213,6 +213,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.folder = folder
         self.sent: list[tuple[str, int]] = []
         self.failures = 0
+        self.ranges = True
         self.address = f"http://127.0.0.1:{self.server_port}/faces"
 
 
@@ -228,7 +229,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = self.server.folder / self.path.removeprefix("/faces/")
-        wanted = self.headers.get("Range")
+        wanted = self.headers.get("Range") if self.server.ranges else None
         if body and wanted and self.server.failures > 0:
             self.server.failures -= 1
             self.send_error(503)
@@ -316,8 +317,9 @@ def test_any_file_system_will_do(make: Make, faces: Path) -> None:
 def test_a_server_that_fails_is_asked_again(make: Make, server: Server, waits: list[float]) -> None:
     data = make(server.address, memory_limit=0)
     photos = data.photos
-    server.failures = len(photos) + 2  # all at first, then two
     read = data.reader(photos)
+    waits.clear()
+    server.failures = len(photos) + 2  # all at first, then two
     assert isinstance(read, module.RemoteReader)
     local = make()
     for mine, photo in zip(read.read_many(photos), local.photos, strict=True):
@@ -332,6 +334,13 @@ def test_a_shard_that_is_gone_is_an_error(make: Make, server: Server, waits: lis
     with pytest.raises(OSError, match=r"00001\.parquet.* cannot be fetched"):
         data.train_dataloader()
     assert waits[-1] == 9
+
+
+def test_a_server_without_ranges_is_refused_at_once(make: Make, server: Server, waits: list[float]) -> None:
+    server.ranges = False
+    with pytest.raises(OSError, match=r"root: the server of 'http://.*' sent .* does not grant ranges"):
+        make(server.address).train_dataloader()
+    assert waits in ([], [0])
 
 
 def test_a_server_without_the_set(server: Server) -> None:

@@ -141,16 +141,17 @@ def test_the_manifest_is_right(prepared: Path) -> None:
     assert counts["photos"] == 20 + len(KEPT) + len(REJECTED)
     assert counts["prepared"] == sum(rows) == pq.read_metadata(prepared / "index.parquet").num_rows
     assert counts["people"] == 4
-    left_out = counts["rejected"].pop("left out by the set's own rules")
+    left_out = counts["rejected"].pop("files that are no photos of the set, or that its own rules leave out")
     assert left_out == len(LEFT_OUT)
     assert counts["prepared"] + sum(counts["rejected"].values()) == counts["photos"]
     assert counts["rejected"]["duplicate"] == 2
     assert counts["rejected"]["empty file"] == 2
-    assert manifest["source"] == {
-        "name": "folder",
-        "module": "FaceFolderDataModule",
-        "licence": "That of the folder's owner",
-    }
+    source = manifest["source"]
+    assert (source["name"], source["module"]) == ("folder", "FaceFolderDataModule")
+    assert source["licence"] == "That of the folder's owner"
+    assert source["archives"] == []
+    assert len(source["names_sha256"]) == 64
+    assert manifest["made_with"]["device"] in ("cpu", "cuda")
     assert manifest["settings"]["size"] == 96
 
 
@@ -249,6 +250,13 @@ def test_a_finished_set_is_left_as_it_is(
     assert "was prepared before" in caplog.text
     assert "22 of 33 photos are prepared, 4 people" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
+
+
+def test_a_finished_set_of_other_photos_is_refused(
+    prepared: Path, few_a_shard: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_raw(tmp_path / "other", photos=1)
+    assert "was prepared from other photos (33 then, " in refused(capsys, other, prepared, "--size", "96")
 
 
 @pytest.mark.parametrize(
@@ -361,7 +369,7 @@ def test_people_can_be_left_out(quick: None, raw: Path, tmp_path: Path) -> None:
     assert found["cy/1.pgm"][1] == "cy is named in the list of people to leave out"
     assert "ben/copy.pgm" not in found, "the photo that it is a copy of is left out"
     rejected = manifest_of(out)["counts"]["rejected"]
-    assert rejected["left out by the set's own rules"] == len(LEFT_OUT)
+    assert rejected["files that are no photos of the set, or that its own rules leave out"] == len(LEFT_OUT)
     assert rejected["people to leave out"] == 10 + sum(name.startswith("ann/") for name in REJECTED)
 
 
@@ -383,7 +391,7 @@ def test_nothing_to_prepare_says_why(quick: None, tmp_path: Path, capsys: pytest
         (["--quality", "0"], "quality is 0, expected 1 to 100"),
         (["--workers=-1"], "workers is -1, expected 1 or more"),
         (["--set", "unlabelled"], "--set unlabelled: expected OPTION=VALUE"),
-        (["--set", "unlabeled=x"], "--set: "),
+        (["--set", "unlabeled=x"], "no such option. Did you mean 'unlabelled'?"),
     ],
 )
 def test_wrong_options(
