@@ -67,7 +67,7 @@ def _run_pool(worker: FaceWorker, chunks: Iterator[Chunk], workers: int, running
                     running.remove(chunk)
                     yield chunk.number, result
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # and wait: a process that starts must not find its parent gone
 
 
 def _run_alone(worker: FaceWorker, chunk: Chunk) -> bytes:
