@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from data_modules.files import printable
 from data_modules.photos import Photo, PhotoError, map_photos, open_photo, progress
 
 log = logging.getLogger(__name__)
@@ -61,13 +62,13 @@ def look_at_photos(
     folder = cache_dir or default_cache_dir()
     file = folder / f"{root.name}-{kind}-{sha256(str(root.resolve()).encode()).hexdigest()[:12]}.sqlite"
     with closing(_open(file)) as database:
-        marks = {_key(photo.name): _mark(photo.path) for photo in photos}
+        marks = {printable(photo.name): _mark(photo.path) for photo in photos}
         known = {
             key: Finding(*json.loads(finding))
             for key, mark, finding in database.execute("SELECT name, mark, finding FROM photos")
             if marks.get(key) == mark
         }
-        findings = {photo.name: known[key] for photo in photos if (key := _key(photo.name)) in known}
+        findings = {photo.name: known[key] for photo in photos if (key := printable(photo.name)) in known}
         todo = [photo for photo in photos if photo.name not in findings]
         chunks = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
         for finding, photo in progress(_in_chunks(database, chunks, look, marks), task, len(todo)):
@@ -83,7 +84,7 @@ def _in_chunks(
 ) -> Iterable[tuple[Finding, Photo]]:
     for chunk in chunks:
         found = list(zip(look(chunk), chunk, strict=True))
-        rows = [(key := _key(photo.name), marks[key], json.dumps(finding)) for finding, photo in found]
+        rows = [(key := printable(photo.name), marks[key], json.dumps(finding)) for finding, photo in found]
         with database:
             database.executemany("INSERT OR REPLACE INTO photos VALUES (?, ?, ?)", rows)
         yield from found
@@ -126,11 +127,6 @@ def _open(file: Path) -> sqlite3.Connection:
         database = sqlite3.connect(":memory:")
         database.execute(create)
     return database
-
-
-def _key(name: str) -> str:
-    """A name as valid UTF-8, which that of a file need not be and SQLite wants."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _mark(path: Path) -> str:

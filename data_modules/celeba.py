@@ -121,6 +121,14 @@ class CelebADataModule(FaceDataModule):
         """The official split, unless it is not wanted."""
         if not self.official_split:
             return {}
+        missing = {photo.person for photo in photos if photo.person is not None} - self._official.keys()
+        if missing:
+            file = self._needed(EVALUATION, "the official split")
+            raise ValueError(f"{file} says nothing of {len(missing)} people, person {min(missing)} among them")
+        return self._official
+
+    @cached_property
+    def _official(self) -> dict[str, str]:
         file = self._needed(EVALUATION, "the official split")
         use: dict[str, str] = {}
         for number, (name, part) in _rows(file, 2):
@@ -133,9 +141,6 @@ class CelebADataModule(FaceDataModule):
             if use.setdefault(person, PARTITION[part]) != PARTITION[part]:
                 both = f"'{use[person]}' and '{PARTITION[part]}'"
                 raise ValueError(f"{file}, line {number}: person {person} is in {both}; expected one of them")
-        missing = {photo.person for photo in photos if photo.person is not None} - use.keys()
-        if missing:
-            raise ValueError(f"{file} says nothing of {len(missing)} people, person {min(missing)} among them")
         return use
 
     def verify(self) -> list[str]:

@@ -31,6 +31,11 @@ def portable(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def printable(name: str) -> str:
+    """A name as valid UTF-8: bytes of a file name that are none are written as \\udcXX."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def nearest_folder(missing: Path) -> Path | None:
     """The existing folder most like one that does not exist: the first missing part of its path is the misspelt one."""
     while not missing.parent.is_dir() and missing != missing.parent:

@@ -1,7 +1,6 @@
 """IMDB-WIKI: photos of celebrities with sex and age."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +24,7 @@ from data_modules.files import (
     has_control_characters,
     nearest_folder,
     person_problem,
+    portable,
 )
 from data_modules.matlab import check_mat
 from data_modules.photos import (
@@ -194,9 +194,8 @@ class IMDBWikiDataModule(FaceDataModule):
             return _ChoosyReader(aligned, {**aligned.reasons, **poor})
         if self.crops:
             return _ChoosyReader(CentreReader(self.image_size), poor)
-        wanted = {photo.name for photo in rich}
-        boxes = {entry.name: entry.box for entries in self._entries.values() for entry in entries}
-        return _ChoosyReader(_BoxReader({name: boxes[name] for name in wanted}, self.image_size), poor)
+        boxes = {photo.name: self._by_name[photo.name].box for photo in rich}
+        return _ChoosyReader(_BoxReader(boxes, self.image_size), poor)
 
     def find_unusable(self, photos: Sequence[Photo], read: PhotoReader) -> dict[str, str]:
         """Grey and small photos, those without a face, or that cannot be decoded; known from the cache."""
@@ -206,8 +205,7 @@ class IMDBWikiDataModule(FaceDataModule):
         """The boxes of faces in full photos; the published crops show the face in their middle."""
         if self.crops:
             return {}
-        boxes = {entry.name: entry.box for entries in self._entries.values() for entry in entries}
-        return {photo.name: Hint(box=boxes[photo.name]) for photo in photos}
+        return {photo.name: Hint(box=self._by_name[photo.name].box) for photo in photos}
 
     def check(self) -> PhotoCheck:
         """Refuses grey and small photos."""
@@ -215,8 +213,8 @@ class IMDBWikiDataModule(FaceDataModule):
 
     def labels(self, photos: Sequence[Photo]) -> dict[str, Tensor]:
         """`sex` and `age` of each photo, float32 (N,)."""
-        by_name = {entry.name: (entry.sex, entry.age) for entries in self._entries.values() for entry in entries}
-        columns = torch.tensor([by_name[photo.name] for photo in photos], dtype=torch.float32).reshape(-1, 2)
+        entries = [self._by_name[photo.name] for photo in photos]
+        columns = torch.tensor([(entry.sex, entry.age) for entry in entries], dtype=torch.float32).reshape(-1, 2)
         return {"sex": columns[:, 0].contiguous(), "age": columns[:, 1].contiguous()}
 
     def verify(self) -> list[str]:
@@ -301,6 +299,10 @@ class IMDBWikiDataModule(FaceDataModule):
                 f"the archives were unpacked into{', or set crops' if self._has_other_form() else ''}"
             )
         return {subset: self._read(subset) for subset in subsets}
+
+    @cached_property
+    def _by_name(self) -> dict[str, _Entry]:
+        return {entry.name: entry for entries in self._entries.values() for entry in entries}
 
     def _folder(self, subset: Subset, crops: bool | None = None) -> Path:
         return self.root / (f"{subset}_crop" if (self.crops if crops is None else crops) else subset)
@@ -408,7 +410,7 @@ def _read_mat(file: Path, subset: Subset, folder: Path) -> list[_Entry]:
         ages = _ages(numbers["dob"], numbers["photo_taken"])
         return [
             _Entry(
-                name=f"{subset}/{_portable(path)}",
+                name=f"{subset}/{portable(path)}",
                 path=_inside(folder, path),
                 person=person,
                 sex={0.0: -1.0, 1.0: 1.0}.get(gender, np.nan),
@@ -444,8 +446,8 @@ def _ages(born: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.f
 
 def _people(fields: Mapping[str, NDArray[Any]]) -> Iterable[str | None]:
     """Who is on each photo: by name, or in imdb.mat by number where there is none."""
-    names = [_portable(_text(name)).strip() for name in fields["name"]]
-    celebrities = [_portable(_text(name)).strip() for name in fields.get("celeb_names", ())]
+    names = [portable(_text(name)).strip() for name in fields["name"]]
+    celebrities = [portable(_text(name)).strip() for name in fields.get("celeb_names", ())]
     numbers = fields.get("celeb_id", np.zeros(0))
     for row, name in enumerate(names):
         if not name and row < len(numbers) and 1 <= numbers[row] <= len(celebrities):  # MATLAB counts from 1
@@ -456,11 +458,6 @@ def _people(fields: Mapping[str, NDArray[Any]]) -> Iterable[str | None]:
 def _text(cell: Any) -> str:
     """The text in a cell of MATLAB's; empty ones come as arrays of nothing, or of numbers."""
     return "".join(part for part in np.ravel(cell).tolist() if isinstance(part, str))
-
-
-def _portable(text: str) -> str:
-    """The same for a name whichever way its accents are composed."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _inside(folder: Path, path: str) -> Path | None:

@@ -205,7 +205,6 @@ def _prepare(options: argparse.Namespace) -> None:
 
     from data_modules.prepare.engines import ENGINES
     from data_modules.prepare.run import prepare
-    from data_modules.prepare.shards import printable
     from data_modules.prepare.worker import Settings
 
     module = pkgutil.resolve_name({**data_modules(), "orl": class_path("ORLDataModule")}[options.data])
@@ -232,7 +231,7 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.exclude is not None and not options.exclude.is_file():
         raise ValueError(f"--exclude '{options.exclude}' is a folder, expected a text file with a name a line")
 
-    said = {name: printable(str(value)) or "" for name, value in given.items()}
+    said = {name: str(value) for name, value in given.items()}
     if exclude := given.get("exclude"):
         said["exclude"] = f"SHA-256 {sha256(Path(exclude).read_bytes()).hexdigest()}"  # wherever the list lies
 

@@ -76,7 +76,7 @@ def face_finder(
 
     def look(chunk: Sequence[Photo]) -> Iterator[Finding]:
         if not detector:  # made late: a start that finds everything in the cache needs none
-            detector.append(FaceDetector("cuda" if torch.cuda.is_available() else "cpu"))
+            detector.append(FaceDetector(device_or_default(None)))
         cuts = list(map_photos(cut, chunk))
         found = iter(detector[0].detect([each[0] for each in cuts if not isinstance(each, PhotoError)]))
         for each in cuts:
@@ -89,6 +89,26 @@ def face_finder(
                 yield Finding(None, (landmarks + np.array(each[1], np.float32)).tolist())
 
     return look
+
+
+def device_or_default(device: str | None) -> str:
+    """A device that is there; a GPU, if there is one and none is named.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
+        raise ValueError(
+            f"device is {device!r}, expected "
+            + ("cpu, cuda or cuda:N" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU")
+        )
+    return device
 
 
 def reader_of(findings: Mapping[str, Finding], size: int) -> AlignedReader:

@@ -13,9 +13,7 @@ from data_modules.photos import Part, Photo, Rejected
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS photos (
-    number INTEGER PRIMARY KEY, name BLOB, person BLOB, path BLOB, offset INT, length INT, base64 INT);
-CREATE TABLE IF NOT EXISTS listed (
-    name BLOB PRIMARY KEY, person BLOB, path BLOB, offset INT, length INT, base64 INT) WITHOUT ROWID;
+    number INTEGER PRIMARY KEY, name BLOB UNIQUE, person BLOB, path BLOB, offset INT, length INT, base64 INT);
 CREATE TABLE IF NOT EXISTS left_out (path BLOB, reason BLOB);
 CREATE TABLE IF NOT EXISTS results (chunk INTEGER PRIMARY KEY, content BLOB);
 CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY, shard TEXT, places BLOB);
@@ -23,6 +21,8 @@ CREATE TABLE IF NOT EXISTS seen (sha256 BLOB PRIMARY KEY, number INT) WITHOUT RO
 CREATE TABLE IF NOT EXISTS rejected (number INTEGER PRIMARY KEY, kind TEXT, reason TEXT, found TEXT);
 CREATE TABLE IF NOT EXISTS samples (lot BLOB PRIMARY KEY, number INT, found TEXT, image BLOB) WITHOUT ROWID;
 """
+
+_PHOTO = "name, person, path, offset, length, base64"  # what `_photo` takes
 
 
 class Journal:
@@ -69,11 +69,12 @@ class Journal:
     # What is to be done.
 
     def plan(self, entries: Iterable[Photo | Rejected]) -> None:
-        """Take in a set's photos and the files that it leaves out, in any order; the photos are numbered by name.
+        """Take in a set's photos and the files that it leaves out; the photos are numbered as they come.
 
         Raises:
             ValueError: two photos have one name.
         """
+        number = 0
         for entry in entries:
             if isinstance(entry, Rejected):
                 self.leave_out([entry])
@@ -84,13 +85,12 @@ class Journal:
             part = entry.part or (None, None, None)
             try:
                 self._database.execute(
-                    "INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?)",
-                    (_encode(entry.name), _encode(entry.person), os.fsencode(entry.path), *part),
+                    "INSERT INTO photos VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (number, _encode(entry.name), _encode(entry.person), os.fsencode(entry.path), *part),
                 )
             except sqlite3.IntegrityError:
                 raise ValueError(f"two photos are named {entry.name!r}: {entry.path} is the second") from None
-        self._database.execute("INSERT INTO photos SELECT row_number() OVER (ORDER BY name) - 1, * FROM listed")
-        self._database.execute("DELETE FROM listed")
+            number += 1
 
     def leave_out(self, files: Iterable[Rejected]) -> None:
         """Note files that are no photos of the set."""
@@ -101,16 +101,10 @@ class Journal:
         """How many photos there are to prepare."""
         return int(self._database.execute("SELECT count(*) FROM photos").fetchone()[0])
 
-    def names(self) -> Iterator[str]:
-        """The names of the photos, in order."""
-        for (name,) in self._database.execute("SELECT name FROM photos ORDER BY number"):
-            yield _decode(name)
-
     def photos(self, start: int, stop: int) -> list[Photo]:
         """The photos of these numbers."""
         rows = self._database.execute(
-            "SELECT name, person, path, offset, length, base64 FROM photos WHERE number >= ? AND number < ? "
-            "ORDER BY number",
+            f"SELECT {_PHOTO} FROM photos WHERE number >= ? AND number < ? ORDER BY number",
             (start, stop),
         )
         return [_photo(*row) for row in rows]
@@ -152,8 +146,7 @@ class Journal:
     def rejected(self) -> Iterator[tuple[Photo, str, str]]:
         """Photos that were rejected, by number, with the kind of the reason and the reason."""
         rows = self._database.execute(
-            "SELECT name, person, path, offset, length, base64, kind, reason FROM rejected JOIN photos USING (number) "
-            "ORDER BY number"
+            f"SELECT {_PHOTO}, kind, reason FROM rejected JOIN photos USING (number) ORDER BY number"
         )
         for *photo, kind, reason in rows:
             yield _photo(*photo), kind, reason
@@ -165,7 +158,7 @@ class Journal:
     def some_rejected(self, each: int) -> list[tuple[Photo, str, dict[str, Any]]]:
         """Photos that were rejected, a few of each kind, spread over the set: with the reason and what was found."""
         rows = self._database.execute(
-            "SELECT name, person, path, offset, length, base64, reason, found FROM ("
+            f"SELECT {_PHOTO}, reason, found FROM ("
             "SELECT *, row_number() OVER (PARTITION BY kind ORDER BY (number * 2654435761) % 4294967296) AS place "
             "FROM rejected) JOIN photos USING (number) WHERE place <= ? ORDER BY kind, place",
             (each,),
@@ -184,7 +177,7 @@ class Journal:
     def samples(self, most: int) -> list[tuple[Photo, dict[str, Any], bytes]]:
         """The faces drawn for the sheets, in the order of the set: photo, what was found in it, picture."""
         rows = self._database.execute(
-            "SELECT name, person, path, offset, length, base64, found, image FROM "
+            f"SELECT {_PHOTO}, found, image FROM "
             "(SELECT * FROM samples ORDER BY lot LIMIT ?) JOIN photos USING (number) ORDER BY number",
             (most,),
         )

@@ -24,8 +24,9 @@ from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_modules.base import FaceDataModule
-from data_modules.files import files_below
+from data_modules.files import files_below, printable
 from data_modules.photos import Hint, Photo
+from data_modules.prepare.align import device_or_default
 from data_modules.prepare.archives import ARCHIVE_SUFFIXES, is_archive, unpack
 from data_modules.prepare.engines import Engine
 from data_modules.prepare.journal import Journal
@@ -37,7 +38,6 @@ from data_modules.prepare.shards import (
     ShardWriter,
     as_points,
     describe,
-    printable,
     schema_of,
     write_index,
     write_text,
@@ -48,7 +48,6 @@ from data_modules.prepare.worker import (
     FaceWorker,
     Settings,
     count_rejected,
-    device_or_default,
     unpack_result,
 )
 
@@ -115,7 +114,12 @@ def prepare(
     root = root and root.absolute()  # the next start may be from another folder
     if root is not None and out.absolute().is_relative_to(root):
         raise ValueError(f"'{out}' lies inside the data set '{root}': give a folder elsewhere as --out")
-    asked = {"source": source, "options": dict(options or {}), "shard_size": shard_size, **settings.as_dict()}
+    asked = {
+        "source": source,
+        "options": {name: printable(value) for name, value in (options or {}).items()},
+        "shard_size": shard_size,
+        **settings.as_dict(),
+    }
     there = out.exists()
     if there and not out.is_dir():
         raise NotADirectoryError(f"'{out}' is a file: give a new folder as --out")
@@ -129,19 +133,18 @@ def prepare(
             work = out / ".work"
             work.mkdir(exist_ok=True)
             journal = Journal(work / "journal.sqlite")
-            planned = journal.fact("labels") is not None
             try:
                 made_with = _versions(device)
                 _check_begun(journal, {**asked, "root": root and str(root), **made_with}, out)
                 data = _open(journal, open_set, root, (work / "source").absolute())
                 _plan(journal, data)
-                planned = True
                 preparation = _Preparation(journal, data, out, shard_size)
                 preparation.make_shards(engine, FaceWorker(settings, data.check(), device), workers)
                 manifest = preparation.finish(asked, made_with)
             finally:
+                begun = _is_begun(journal)
                 journal.close()
-                if not planned:  # nothing is lost: the data set could not be opened
+                if not begun:  # nothing is lost: the data set could not be opened
                     shutil.rmtree(work)
             shutil.rmtree(work)
     except sqlite3.Error as error:  # the disk is full, or the like
@@ -173,22 +176,21 @@ def _finished(
     _check_same(out, manifest.get("settings", {}), asked, "a set that was prepared")
     shutil.rmtree(out / ".work", ignore_errors=True)  # left if the end itself was interrupted
     if not manifest["source"]["archives"]:
-        names = [photo.name for photo in open_set(root or Path()).wanted_photos()[0]]
-        names.sort(key=lambda name: name.encode("utf-8", "surrogatepass"))  # as the journal does
-        if _digest(names) != manifest["source"]["names_sha256"]:
+        photos, _ = open_set(root or Path()).wanted_photos()
+        if _digest(photos) != manifest["source"]["names_sha256"]:
             raise ValueError(
-                f"'{out}' was prepared from other photos ({manifest['counts']['photos']:,} then, {len(names):,} in "
+                f"'{out}' was prepared from other photos ({manifest['counts']['photos']:,} then, {len(photos):,} in "
                 f"'{root}' now): give another folder as --out"
             )
     log.warning("'%s' was prepared before, from the same photos with the same options: nothing is done", out)
     return manifest
 
 
-def _digest(names: Iterable[str]) -> str:
+def _digest(photos: Iterable[Photo]) -> str:
     """A checksum of what photos are called, in order."""
     digest = sha256()
-    for name in names:
-        digest.update(name.encode("utf-8", "surrogatepass") + b"\0")
+    for photo in photos:
+        digest.update(photo.name.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
 
 
@@ -211,10 +213,14 @@ def _check_empty(out: Path) -> None:
         raise ValueError(f"'{out}' holds {len(there)} other files, {min(there)} among them: give a new folder as --out")
 
 
+def _is_begun(journal: Journal) -> bool:
+    """Whether a preparation got as far as opening the data set."""
+    return any(journal.fact(key) is not None for key in ("labels", "unpacked"))
+
+
 def _check_begun(journal: Journal, asked: Mapping[str, Any], out: Path) -> None:
-    """See that an interrupted preparation goes on as it was begun, if it got as far as opening the data set."""
-    opened = any(journal.fact(key) is not None for key in ("labels", "unpacked"))
-    if opened and (before := journal.fact("asked")) is not None:
+    """See that an interrupted preparation goes on as it was begun."""
+    if _is_begun(journal) and (before := journal.fact("asked")) is not None:
         _check_same(out, before, asked, "a preparation that was begun")
     else:
         journal.note("asked", asked)
@@ -276,8 +282,9 @@ def _plan(journal: Journal, data: FaceDataModule) -> None:
         return
     data.partition([])  # a damaged list is better found now
     with journal.transaction():
-        journal.plan(itertools.chain(*data.wanted_photos()))
-        journal.note("names", _digest(journal.names()))
+        photos, left_out = data.wanted_photos()
+        journal.plan(itertools.chain(photos, left_out))
+        journal.note("names", _digest(photos))
         some = journal.photos(0, 1)
         labels = data.labels(some) if some else {}
         journal.note("labels", {key: math.prod(column.shape[1:]) * (column.ndim > 1) for key, column in labels.items()})
@@ -385,10 +392,11 @@ class _Preparation:
                 self.journal, photo, row["photo_sha256"], hints.get(photo.name), start + i
             )
             if reason is not None:
-                self.journal.reject(start + i, reason.partition(":")[0], printable(reason) or "", found)
+                self.journal.reject(start + i, reason.partition(":")[0], printable(reason), found)
                 continue
-            name = printable(photo.name) or ""
-            place = {"name": name, "person": printable(photo.person), "partition": uses.get(photo.person or "")}
+            name = printable(photo.name)
+            person = photo.person and printable(photo.person)
+            place = {"name": name, "person": person, "partition": uses.get(photo.person or "")}
             values = {key: _label(column[i]) for key, column in known.items()}
             picture = {"bytes": row["image"], "path": name}
             points = {key: as_points(row[key]) for key in ("landmarks", "photo_landmarks")}

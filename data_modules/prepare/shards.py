@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class ShardWriter:
         self._lengths: list[int] = []
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
-        self._unfinished = file.with_name(f".{file.name}.unfinished")
+        self._unfinished = _unfinished(file)
         columns = _leaves(schema)
         self._writer = pq.ParquetWriter(
             self._unfinished,
@@ -163,8 +164,7 @@ def write_index(file: Path, folder: Path, schema: pa.Schema, shards: Iterable[tu
     """
     kept = [field for field in schema if field.name != "image"]
     columns = [*kept, pa.field("shard", pa.int32()), pa.field("offset", pa.int64()), pa.field("length", pa.int64())]
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    with pq.ParquetWriter(unfinished, pa.schema(columns), compression="ZSTD") as writer:
+    with whole_file(file) as unfinished, pq.ParquetWriter(unfinished, pa.schema(columns), compression="ZSTD") as writer:
         for number, (shard, places) in enumerate(shards):
             start, where = 0, np.frombuffer(places, np.int64).reshape(-1, 2)
             rows = pq.ParquetFile(folder / shard["file"]).iter_batches(_ROWS, columns=[field.name for field in kept])
@@ -175,13 +175,24 @@ def write_index(file: Path, folder: Path, schema: pa.Schema, shards: Iterable[tu
                 writer.write_batch(
                     pa.RecordBatch.from_arrays([*batch.columns, *map(pa.array, place)], schema=pa.schema(columns))
                 )
-    put_in_place(unfinished, file)
 
 
 def describe(file: Path) -> dict[str, Any]:
     """A file's size and checksum, for the manifest."""
     with file.open("rb") as opened:
         return {"bytes": file.stat().st_size, "sha256": file_digest(opened, "sha256").hexdigest()}
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Gives the path to write to; what was written gets the name of `file` at the end."""
+    unfinished = _unfinished(file)
+    yield unfinished
+    put_in_place(unfinished, file)
+
+
+def _unfinished(file: Path) -> Path:
+    return file.with_name(f".{file.name}.unfinished")
 
 
 def put_in_place(unfinished: Path, file: Path) -> None:
@@ -202,15 +213,8 @@ def _sync(path: Path) -> None:
 
 def write_text(file: Path, lines: Iterable[str]) -> None:
     """Write a text file that is there whole or not at all."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8", newline="") as opened:
+    with whole_file(file) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as opened:
         opened.writelines(lines)
-    put_in_place(unfinished, file)
-
-
-def printable(text: str | None) -> str | None:
-    """A name as valid UTF-8: bytes of a file name that are none are written as \\udcXX."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_points(flat: Sequence[float]) -> list[list[float]]:

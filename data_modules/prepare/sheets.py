@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_modules.files import printable
 from data_modules.photos import Photo, PhotoError, open_photo
 from data_modules.prepare.engines import CRASHED
-from data_modules.prepare.shards import printable, put_in_place
+from data_modules.prepare.shards import whole_file
 
 FACES, PER_ROW = 120, 12
 """How many faces the contact sheet shows."""
@@ -92,7 +93,7 @@ def _tile(
 
 def _words(text: str) -> str:
     """What can be drawn: names may hold anything."""
-    shown = (printable(text) or "").encode("latin-1", "replace").decode("latin-1")
+    shown = printable(text).encode("latin-1", "replace").decode("latin-1")
     return "".join(letter if letter.isprintable() else " " for letter in shown)[:200]
 
 
@@ -104,6 +105,5 @@ def _write(file: Path, tiles: Sequence[Image.Image], per_row: int) -> None:
     sheet = Image.new("RGB", (min(per_row, len(tiles)) * (width + 4) + 4, rows * (height + 4) + 4), (0, 0, 0))
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (4 + i % per_row * (width + 4), 4 + i // per_row * (height + 4)))
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    sheet.save(unfinished, "PNG")
-    put_in_place(unfinished, file)
+    with whole_file(file) as unfinished:
+        sheet.save(unfinished, "PNG")

@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
+from data_modules.files import printable
 from data_modules.photos import Hint, Photo, PhotoCheck, PhotoError, Pixels, decode_photo, photo_content
-from data_modules.prepare.align import NO_FACE
-from data_modules.prepare.shards import printable
+from data_modules.prepare.align import NO_FACE, device_or_default
 from idface.recognition.alignment import Face, FaceDetector, FaceRule, choose_face, similarity_transform, warp_face
 
 BOX_SURROUNDINGS = 0.5
@@ -213,26 +212,6 @@ class FaceWorker:
             return
         row["landmarks"] = (landmarks @ matrix[:, :2].T + matrix[:, 2]).reshape(-1)
         row["image"] = encode(picture, settings)
-
-
-def device_or_default(device: str | None) -> str:
-    """A device that is there; a GPU, if there is one and none is named.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
-        raise ValueError(
-            f"device is {device!r}, expected "
-            + ("cpu, cuda or cuda:N" if torch.cuda.is_available() else "cpu: PyTorch sees no GPU")
-        )
-    return device
 
 
 def unpack_result(result: bytes) -> list[dict[str, Any]]:

@@ -189,8 +189,6 @@ def die_at(owner: Any, name: str, call: int, when: str, quick: Callable[[], None
         return result
 
     setattr(owner, name, dying)
-    if name == "put_in_place":  # imported by name
-        sheets.put_in_place = dying
 
 
 def kill_at_points(source: Path, folder: Path) -> dict[str, Any]:
