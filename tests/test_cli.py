@@ -287,6 +287,11 @@ class TestRefusals:
         said = refused(["fit", "--config", "toy.yaml"], capsys)
         assert message in said
 
+    def test_what_shows_when_batches_are_asked_for(self, capsys: pytest.CaptureFixture[str]) -> None:
+        data = ["--data=ORLDataModule", "--data.batch_size=100000", "--trainer.limit_val_batches=0"]
+        said = refused(["fit", "--config", "toy.yaml", *data], capsys)
+        assert "do not fill one batch of batch_size=100000" in said
+
     def test_a_file_in_a_misspelt_folder(self, capsys: pytest.CaptureFixture[str]) -> None:
         write("experiments/ipgan.yaml", TOY)
         assert "Did you mean 'experiments/ipgan.yaml'?" in refused(["fit", "--config", "experiments/ipgn.yaml"], capsys)
