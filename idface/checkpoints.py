@@ -1,4 +1,4 @@
-"""From a checkpoint, a file of kept weights or a zoo name to a model that generates; and from a run to kept weights."""
+"""From a checkpoint, a file of kept weights or a zoo name to what generates; and from a run to kept weights."""
 
 import json
 import logging
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from idface import zoo
-from idface.modules.base import FaceModule
+from idface.latent.generators import ExternalGenerator, Generator
+from idface.modules.base import FaceModule, MakesFacesFromLatents
 from idface.names import did_you_mean, nearest_path
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,43 @@ def load_model(checkpoint: str) -> FaceModule:
         except RuntimeError as error:
             raise CheckpointError(f"{path}: the weights of {name} do not fit its recipe: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def load_generator(checkpoint: str) -> Generator:
+    """The generator of a checkpoint, or of one that was trained elsewhere, for all that is done in a latent space.
+
+    Args:
+        checkpoint: as for `load_model`; or the path of a YAML file with the arguments of `ExternalGenerator`.
+
+    Raises:
+        CheckpointError: it cannot be read, or its model makes no faces from latents alone.
+    """
+    if Path(checkpoint).suffix in (".yaml", ".yml"):
+        return _external_generator(find_checkpoint(checkpoint))
+    model = load_model(checkpoint)
+    if not isinstance(model, MakesFacesFromLatents):
+        raise CheckpointError(
+            f"{checkpoint} is of {type(model).__name__}, which makes no faces from latents alone: give a checkpoint of "
+            "GreedySearchModule, or a YAML file that describes a generator"
+        )
+    return model.latent_generator()
+
+
+def _external_generator(path: Path) -> Generator:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ExternalGenerator)
+    try:
+        given = yaml.safe_load(path.read_text("utf-8"))
+        if not isinstance(given, dict):
+            raise ValueError("expected weights: FILE, latent_dim: L, and more, each on a line")
+        if isinstance(given.get("weights"), str):
+            given["weights"] = str(path.parent / Path(given["weights"]).expanduser())  # wherever we are
+        config = parser.instantiate_classes(parser.parse_object(given))
+        return ExternalGenerator(**config)
+    except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} describes no generator that can be had: {error}") from error
 
 
 def _build_even_without_judge(recipe: dict[str, Any] | None, path: Path) -> FaceModule:

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "idface.metrics": FOUNDATION | DATA | BUILDING_BLOCKS | {"idface.recognition"},
     "idface.latent": FOUNDATION | DATA | BUILDING_BLOCKS | {"idface.recognition", "idface.metrics"},
     "idface.modules": FOUNDATION | DATA | BUILDING_BLOCKS | TOOLS,
-    "idface.checkpoints": FOUNDATION | {"idface.modules"},
+    "idface.checkpoints": FOUNDATION | {"idface.modules", "idface.latent"},
     "idface.report": FOUNDATION | DATA | TOOLS,
     "idface.callbacks": FOUNDATION | DATA | TOOLS | OBSERVERS | MODELS,
     "idface.protocols": FOUNDATION | BUILDING_BLOCKS | TOOLS | MODELS | {"data_modules"},

@@ -18,3 +18,16 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         Scalar: batch mean of the real term plus batch mean of the fake term.
     """
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """What a generator wants of a discriminator: `-log D(G(z))`, the loss that does not saturate (Goodfellow et al.,
+    2014, section 3), with `D = sigmoid(logits)`.
+
+    Args:
+        fake_logits: logits of generated images, (B,) or (B, 1).
+
+    Returns:
+        Scalar batch mean, at least 0.
+    """
+    return F.softplus(-fake_logits).mean()

@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch._functorch.config  # not loaded by torch itself
@@ -16,12 +16,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from data_modules.batch import FaceBatch
+from idface.latent.generators import Generator
 from idface.pictures import Picture
 from idface.recognition.base import Recognizer
 
 
 class TrainingDiverged(RuntimeError):
     """A loss became NaN or infinite; the message names its phase and the last good checkpoint."""
+
+
+@runtime_checkable
+class MakesFacesFromLatents(Protocol):
+    """A module whose faces can be searched for, banked and edited."""
+
+    def latent_generator(self) -> Generator:
+        """What makes them, by the averaged weights."""
 
 
 class FaceModule(LightningModule, ABC):

@@ -1,37 +1,27 @@
 """`idface recombine`: the identity of some photos with the attributes of others (Bao et al., figures 5 and 6)."""
 
-import csv
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import count, repeat
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from data_modules.batch import to_float
-from data_modules.photos import CentreReader, Photo, PhotoError, open_photo
+from data_modules.photos import Rejected
 from idface.checkpoints import CheckpointError, load_model
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic, to_picture
-from idface.recognition.alignment import FaceDetector, warp_face
+from idface.protocols.photos import read_faces, write_csv, write_rejected
+from idface.recognition.alignment import FaceDetector
 
 log = logging.getLogger(__name__)
 
 BATCH = 64
 GRID_LIMIT = 40
 """Most rows, and most columns, that the grid shows; every result has a file of its own."""
-
-
-class _Faces(NamedTuple):
-    names: list[str]
-    pictures: Picture  # (N, S, S, 3)
-
-    def tensor(self, device: torch.device) -> Tensor:
-        return to_float(torch.from_numpy(self.pictures).movedim(-1, -3)).to(device)
 
 
 def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, align: bool = True) -> Path:
@@ -63,15 +53,11 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    rejected: list[tuple[Path, str]] = []
+    rejected: list[Rejected] = []
     detector = FaceDetector(device) if align else None
-    sources = _read(identity, "identity", model.image_size, detector, rejected, out)
-    targets = _read(attributes, "attributes", model.image_size, detector, rejected, out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "rejected.csv").unlink(missing_ok=True)  # of an earlier call
-    if rejected:
-        _write_csv(out / "rejected.csv", ("file", "reason"), rejected)
-        log.warning("%d photos cannot be used; see %s", len(rejected), out / "rejected.csv")
+    sources = read_faces(identity, "--identity", model.image_size, detector, rejected, out)
+    targets = read_faces(attributes, "--attributes", model.image_size, detector, rejected, out)
+    write_rejected(out, rejected)
 
     judge = model.judge_report()
     if not judge["independent"]:
@@ -94,7 +80,7 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
             rows.append((name, target, file, to_identity, to_attributes, judge["name"] or "", judge["independent"]))
     header: tuple[str, ...] = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
     header += ("judge", "judge_is_independent")
-    _write_csv(out / "results.csv", header, rows)
+    write_csv(out / "results.csv", header, rows)
     grid = recombination_grid(sources.pictures[:GRID_LIMIT], targets.pictures[:GRID_LIMIT], np.stack(shown))
     save_synthetic(grid, out / "grid.png", recipe)
     return out / "grid.png"
@@ -126,47 +112,3 @@ def _similarities(
     else:
         to_source, to_attributes = (results * source).sum(1), (results * attributes).sum(1)
         yield from ((f"{a:.4f}", f"{b:.4f}") for a, b in zip(to_source.tolist(), to_attributes.tolist(), strict=True))
-
-
-def _read(
-    path: Path, option: str, size: int, detector: FaceDetector | None, rejected: list[tuple[Path, str]], out: Path
-) -> _Faces:
-    """The usable faces of a photo or folder, at `size`, but for those in `out`; the others go to `rejected`."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    made = out.resolve()
-    files = [file for file in files if made not in file.resolve().parents]  # results of an earlier call are no photos
-    names: list[str] = []
-    pictures: list[Picture] = []
-    for file in track(files, f"Reading {option}", transient=True, disable=len(files) < 10):
-        name = "-".join((file.relative_to(path) if file != path else Path(file.name)).with_suffix("").parts)
-        try:
-            pictures.append(_face(file, size, detector))
-        except PhotoError as error:
-            rejected.append((file, str(error)))
-            continue
-        free = (name if number == 1 else f"{name}-{number}" for number in count(1))
-        names.append(next(each for each in free if each not in names))
-    if not pictures:
-        reasons = "; ".join(f"{file}: {reason}" for file, reason in rejected[-3:]) or "the folder holds no files"
-        raise ValueError(f"--{option} {path}: no photo in it can be used ({reasons}). Expected photos that show a face")
-    return _Faces(names, np.stack(pictures))
-
-
-def _face(file: Path, size: int, detector: FaceDetector | None) -> Picture:
-    if detector is None:
-        return CentreReader(size)(Photo(file.name, None, file))
-    picture = np.asarray(open_photo(file))
-    landmarks = detector.detect([picture])[0]
-    if landmarks is None:
-        raise PhotoError("no face found in it; --no-align takes a photo that is aligned already as it is")
-    try:
-        return warp_face(picture, landmarks, size)
-    except ValueError as error:
-        raise PhotoError(str(error)) from error
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)

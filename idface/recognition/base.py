@@ -1,5 +1,6 @@
 """One interface for every face recogniser: an aligned picture in, a unit vector out."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ class Recognizer(nn.Module, ABC):
     It takes pictures in the common aligned frame (see `alignment`), in [-1, 1] and of any size, and does its own
     cropping, resizing and scaling. Gradients flow to the picture, not to the weights, unless somebody asks for that
     (`requires_grad_`); the network stays in evaluation mode whatever the module around it does. It computes in float32,
-    also under autocast.
+    also under autocast; a copy `in_bfloat16` computes in that.
 
     Two faces are compared by `distance`, the squared distance of their unit vectors; `thresholds` says which distances
     mean the same person.
@@ -34,6 +35,7 @@ class Recognizer(nn.Module, ABC):
     stage_names: tuple[str, ...]
     """The intermediate features that `stages` yields, from the picture upwards, ending in "raw"."""
     _calibration: Calibration | None = None
+    _fingerprint: str | None = None
 
     @property
     def feature_layers(self) -> tuple[str, ...]:
@@ -42,9 +44,9 @@ class Recognizer(nn.Module, ABC):
 
     @abstractmethod
     def stages(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Run the network on (B, 3, H, W) float32 in [-1, 1], yielding each feature of `stage_names` as it is ready.
+        """Run the network on (B, 3, H, W) in [-1, 1], yielding each feature of `stage_names` as it is ready.
 
-        The last is "raw": the embedding (B, D) before it is scaled to length 1.
+        The picture is of the weights' type. The last is "raw": the embedding (B, D) before it is scaled to length 1.
         """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -87,18 +89,24 @@ class Recognizer(nn.Module, ABC):
             raise ValueError(f"{self.name} takes floats in [-1, 1]; got {image.dtype}. For uint8: image / 127.5 - 1")
 
         wanted, found = set(layers), {}
+        dtype = next(self.parameters()).dtype
         with torch.autocast(image.device.type, enabled=False):
-            for name, feature in self.stages(image.float()):
+            for name, feature in self.stages(image.to(dtype)):
                 if name in wanted:
-                    found[name] = feature
+                    found[name] = feature.float()
                 if name == "raw" and "embedding" in wanted:
-                    found["embedding"] = F.normalize(feature, dim=1)
+                    found["embedding"] = F.normalize(feature.float(), dim=1)
                 if len(found) == len(wanted):
                     break
         return {name: found[name] for name in layers}
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 over the names, shapes and values of all weights."""
+        """Twelve hexadecimal digits of the SHA-256 over the names, shapes and values of all weights.
+
+        A copy in bfloat16 keeps that of the network it was made of.
+        """
+        if self._fingerprint is not None:
+            return self._fingerprint
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -134,6 +142,17 @@ class Recognizer(nn.Module, ABC):
         self.to(memory_format=torch.channels_last)
         return self.train(False)
 
+    def in_bfloat16(self) -> Self:
+        """A copy that computes in bfloat16: the same person, a little less exactly, several times as fast.
+
+        With dlib's weights an embedding is off by 0.7 % of its length, where that is supported by the processor (AMX on
+        CPUs, any recent GPU).
+        """
+        fingerprint = self.fingerprint()
+        reduced = copy.deepcopy(self)
+        reduced._fingerprint = fingerprint
+        return reduced.to(torch.bfloat16)
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever `mode` the module around asks for."""
         del mode
@@ -157,4 +176,6 @@ def resize(image: Tensor, size: int) -> Tensor:
     """Bring (B, 3, H, H) to (B, 3, size, size): bilinear, antialiased, unchanged if it has that size."""
     if image.shape[-1] == size:
         return image
-    return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+    shrinks = size < image.shape[-1]  # enlarging, there is nothing to alias, and plain bilinear compiles well
+    whole = image.float() if shrinks else image  # antialiasing knows no bfloat16 on a CPU
+    return F.interpolate(whole, size=(size, size), mode="bilinear", antialias=shrinks).to(image.dtype)

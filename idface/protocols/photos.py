@@ -1,0 +1,97 @@
+"""Photos that a user gives on the command line: read, aligned, and those that cannot be used told apart."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from data_modules.batch import to_float
+from data_modules.photos import CentreReader, Photo, PhotoError, Rejected, open_photo
+from idface.pictures import Picture
+from idface.recognition.alignment import FaceDetector, warp_face
+
+log = logging.getLogger(__name__)
+
+
+class Faces(NamedTuple):
+    """Aligned faces, and a name for each that no other has."""
+
+    names: list[str]
+    pictures: Picture  # (N, S, S, 3)
+
+    def tensor(self, device: torch.device | str = "cpu") -> Tensor:
+        """The faces, float32 (N, 3, S, S) in [-1, 1]."""
+        return to_float(torch.from_numpy(self.pictures).movedim(-1, -3)).to(device)
+
+
+def read_faces(
+    path: Path, option: str, size: int, detector: FaceDetector | None, rejected: list[Rejected], out: Path
+) -> Faces:
+    """The usable faces of a photo, or of all photos in a folder and its own folders.
+
+    Args:
+        path: the photo or folder.
+        option: what the user gave it as, for messages.
+        size: side of the aligned pictures in pixels.
+        detector: finds the main face of each; None if the photos are aligned: their middle square is taken.
+        rejected: where photos that cannot be used are added.
+        out: a folder whose files are results of an earlier call, not photos.
+
+    Raises:
+        ValueError: none of them can be used.
+    """
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    made = out.resolve()
+    files = [file for file in files if made not in file.resolve().parents]
+    names: list[str] = []
+    pictures: list[Picture] = []
+    for file in track(files, f"Reading {option}", transient=True, disable=len(files) < 10):
+        name = "-".join((file.relative_to(path) if file != path else Path(file.name)).with_suffix("").parts)
+        try:
+            pictures.append(_face(file, size, detector))
+        except PhotoError as error:
+            rejected.append(Rejected(file, str(error)))
+            continue
+        free = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        names.append(next(each for each in free if each not in names))
+    if not pictures:
+        reasons = "; ".join(f"{file}: {reason}" for file, reason in rejected[-3:]) or "the folder holds no files"
+        raise ValueError(f"{option} {path}: no photo in it can be used ({reasons}). Expected photos that show a face")
+    return Faces(names, np.stack(pictures))
+
+
+def write_rejected(out: Path, rejected: Sequence[Rejected]) -> None:
+    """Make the folder `out`, and in it `rejected.csv` if there is anything to write; an earlier one goes."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rejected.csv").unlink(missing_ok=True)
+    if rejected:
+        write_csv(out / "rejected.csv", ("file", "reason"), rejected)
+        log.warning("%d photos cannot be used; see %s", len(rejected), out / "rejected.csv")
+
+
+def _face(file: Path, size: int, detector: FaceDetector | None) -> Picture:
+    if detector is None:
+        return CentreReader(size)(Photo(file.name, None, file))
+    picture = np.asarray(open_photo(file))
+    landmarks = detector.detect([picture])[0]
+    if landmarks is None:
+        raise PhotoError("no face found in it; --no-align takes a photo that is aligned already as it is")
+    try:
+        return warp_face(picture, landmarks, size)
+    except ValueError as error:
+        raise PhotoError(str(error)) from error
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
