@@ -21,6 +21,11 @@ from idface.run import RunNotFound, newest_run
 
 _NUMBER = re.compile(r"-[\d.]+")
 
+GENERATOR = "a checkpoint's path, zoo:NAME, or a YAML file that describes a generator"
+"""What `--checkpoint` takes where a generator is asked for."""
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 TRAINING = {
     "fit": "train a model",
     "validate": "evaluate a checkpoint on the validation people",
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever reads the output, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
     except KeyboardInterrupt:
-        goes_on = ": the same command goes on from there" if options.verb == "prepare" else ""
+        goes_on = ": the same command goes on from there" if getattr(options, "goes_on", False) else ""
         parser.exit(130, f"\n{parser.prog} {options.verb}: interrupted{goes_on}\n")
     except (ValueError, OSError) as error:  # what the user gave is of no use; the message says why
         parser.exit(2, f"{parser.prog} {options.verb}: error: {error}\n")
@@ -98,6 +103,38 @@ def build_parser() -> argparse.ArgumentParser:
         "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
     )
     recombine.set_defaults(run=_recombine)
+
+    search = verbs.add_parser("search", help="find people's faces in a generator", allow_abbrev=False)
+    search.add_argument("--checkpoint", required=True, metavar="CKPT", help=GENERATOR)
+    search.add_argument(
+        "--target",
+        type=_existing,
+        required=True,
+        metavar="PHOTOS",
+        help="who: a photo, a folder of one person's photos, or one with a folder for each of several people",
+    )
+    search.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    search.add_argument(
+        "--strategy",
+        choices=("li_luo", "annealed", "gradient", "cma_es", "hybrid"),
+        default="hybrid",
+        help="(%(default)s)",
+    )
+    search.add_argument("--budget", type=int, default=10_000, metavar="N", help="evaluations a person (%(default)s)")
+    search.add_argument("--bank", type=_existing, metavar="BANK", help="a bank of its faces, to start from")
+    search.add_argument("--recognizer", default="dlib", metavar="NAME", help="what measures distances (%(default)s)")
+    search.add_argument("--judge", metavar="NAME", help="another recogniser, which only looks at the results")
+    search.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (%(default)s)")
+    search.add_argument(
+        "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
+    )
+    search.add_argument("--precision", choices=PRECISIONS, default="auto", help="of scores (%(default)s)")
+    search.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the networks (where it is worth half a minute)",
+    )
+    search.set_defaults(run=_search, goes_on=True)
 
     report = verbs.add_parser("report", help="write a run's HTML page and print its path", allow_abbrev=False)
     report.add_argument("folder", type=_run, metavar="RUN", help="a run folder, or an experiment's for its newest run")
@@ -154,7 +191,14 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--engine", choices=("local", "ray"), default="local", help="where it runs (%(default)s)")
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
     prepare.add_argument("--device", metavar="DEVICE", help="of the detector: cpu or cuda (a GPU if there is one)")
-    prepare.set_defaults(run=_prepare)
+    prepare.set_defaults(run=_prepare, goes_on=True)
+
+    bank = verbs.add_parser("bank", help="generate and embed faces, for searches to start from", allow_abbrev=False)
+    _add_bank_verbs(bank.add_subparsers(dest="bank_verb", metavar="VERB", required=True))
+
+    _add_invert(verbs)
+    _add_properties(verbs)
+    _add_edit(verbs)
 
     completion = verbs.add_parser("completion", help='for bash and zsh: eval "$(idface completion)"')
     completion.set_defaults(run=lambda _: print(_completion_script(verbs.choices)))
@@ -164,10 +208,161 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_bank_verbs(verbs: Any) -> None:
+    build = verbs.add_parser("build", help="make a bank, go on with one, or make one larger", allow_abbrev=False)
+    build.add_argument("--checkpoint", required=True, metavar="CKPT", help=GENERATOR)
+    build.add_argument("--size", type=int, default=250_000, metavar="N", help="faces (%(default)s)")
+    build.add_argument("--out", type=Path, required=True, metavar="BANK", help="a new folder; or a bank to go on with")
+    build.add_argument("--recognizer", default="dlib", metavar="NAME", help="what embeds the faces (%(default)s)")
+    build.add_argument("--seed", type=int, default=0, help="of the latents (%(default)s)")
+    build.add_argument(
+        "--truncation", type=float, default=1.0, help="below 1 draws latents towards the origin (%(default)s)"
+    )
+    build.add_argument("--half", action="store_true", help="store float16: half the space")
+    build.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="faces are made and embedded in: bfloat16 where that is fast (%(default)s)",
+    )
+    build.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the networks first (if the bank is large)"
+    )
+    build.set_defaults(run=_build_bank, goes_on=True)
+
+    report = verbs.add_parser(
+        "report", help="how near its best face comes to generated and to real ones", allow_abbrev=False
+    )
+    report.add_argument("--bank", type=_existing, required=True, metavar="BANK", help="what `bank build` has written")
+    report.add_argument("--checkpoint", required=True, metavar="CKPT", help="the generator that it was built with")
+    report.add_argument("--recognizer", default="dlib", metavar="NAME", help="... and the recogniser (%(default)s)")
+    report.add_argument("--data", required=True, choices=sorted({*data_modules(), "orl"}), help="of the real faces")
+    report.add_argument("--root", type=_existing, metavar="DIR", help="the data set's folder (not for orl)")
+    report.add_argument("--targets", type=int, default=500, metavar="N", help="faces of each kind (%(default)s)")
+    report.add_argument("--out", type=Path, metavar="DIR", help="for the CSV and JSON files (the bank's folder)")
+    report.set_defaults(run=_report_bank)
+
+
+def _add_invert(verbs: Any) -> None:
+    invert = verbs.add_parser("invert", help="draw a picture with a person's embedding", allow_abbrev=False)
+    invert.add_argument("--method", choices=("pixels",), default="pixels", help="gradient descent on pixels")
+    invert.add_argument(
+        "--target", type=_existing, required=True, metavar="PHOTO", help="who: a photo, or a folder of photos of one"
+    )
+    invert.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    invert.add_argument("--each", action="store_true", help="a picture for each photo, whoever it shows")
+    invert.add_argument("--guide", type=_existing, metavar="PHOTO", help="a face, of whomever, to stay near")
+    invert.add_argument("--guide-layer", metavar="LAYER", help="... in this layer of the recogniser (a late one)")
+    invert.add_argument("--guide-weight", type=float, default=2.0, help="... with this weight (%(default)s)")
+    invert.add_argument("--tv-weight", type=float, default=15.0, help="of total variation: smoothness (%(default)s)")
+    invert.add_argument("--steps", type=int, default=500, metavar="N", help="of the descent (%(default)s)")
+    invert.add_argument("--size", type=int, default=128, metavar="S", help="side of the picture (%(default)s pixels)")
+    invert.add_argument("--recognizer", default="dlib", metavar="NAME", help="whose embedding (%(default)s)")
+    invert.add_argument("--judge", metavar="NAME", help="another recogniser, to say whether it sees the person too")
+    invert.add_argument("--seed", type=int, default=0, help="of the noise at the start (%(default)s)")
+    invert.add_argument(
+        "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
+    )
+    invert.set_defaults(run=_invert)
+
+
+def _add_properties(verbs: Any) -> None:
+    properties = verbs.add_parser(
+        "properties", help="what noise, signs and amplitude do to a generator's faces", allow_abbrev=False
+    )
+    properties.add_argument("--checkpoint", required=True, metavar="CKPT", help=GENERATOR)
+    properties.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    properties.add_argument("--faces", type=int, default=200, metavar="N", help="how many (%(default)s)")
+    properties.add_argument("--recognizer", default="dlib", metavar="NAME", help="what tells who it is (%(default)s)")
+    properties.add_argument("--seed", type=int, default=0, help="of the faces and the noise (%(default)s)")
+    properties.set_defaults(run=_properties)
+
+
+def _add_edit(verbs: Any) -> None:
+    edit = verbs.add_parser("edit", help="change attributes of generated faces: vector arithmetic", allow_abbrev=False)
+    edit.add_argument("--checkpoint", metavar="CKPT", help=f"{GENERATOR} (the one that the latent is of)")
+    edit.add_argument(
+        "--latent",
+        required=True,
+        metavar="FILE",
+        help="whose: a .safetensors file of `search`, or random:N for N faces",
+    )
+    edit.add_argument(
+        "--attribute",
+        action="append",
+        required=True,
+        metavar="NAME=STRENGTH",
+        help="eyeglasses, mouth_open, smiling, yaw, brightness, male ...; +1 is one difference of means; may repeat",
+    )
+    edit.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    edit.add_argument(
+        "--classifier", default="zoo:attributes", metavar="CKPT", help="what labels generated faces (%(default)s)"
+    )
+    edit.add_argument("--recognizer", default="dlib", metavar="NAME", help="what tells who it is (%(default)s)")
+    edit.add_argument("--count", type=int, metavar="N", help="generated faces to label (20000)")
+    edit.add_argument("--seed", type=int, default=0, help="of the faces and the random directions (%(default)s)")
+    edit.add_argument("--directions", type=Path, metavar="FILE", help="take directions from there, or keep them there")
+    edit.add_argument("--steps", type=int, default=5, metavar="K", help="pictures of a face in a strip (%(default)s)")
+    edit.set_defaults(run=_edit)
+
+
 def _recombine(options: argparse.Namespace) -> None:
     from idface.protocols.recombine import recombine
 
     print(recombine(options.checkpoint, options.identity, options.attributes, options.out, align=options.align))
+
+
+def _invert(options: argparse.Namespace) -> None:
+    from idface.protocols.invert import invert
+
+    print(
+        invert(
+            options.target,
+            options.out,
+            each=options.each,
+            guide=options.guide,
+            guide_layer=options.guide_layer,
+            tv_weight=options.tv_weight,
+            guide_weight=options.guide_weight,
+            steps=options.steps,
+            size=options.size,
+            recognizer=options.recognizer,
+            judge=options.judge,
+            seed=options.seed,
+            align=options.align,
+        )
+    )
+
+
+def _properties(options: argparse.Namespace) -> None:
+    from idface.protocols.properties import properties
+
+    print(properties(options.checkpoint, options.out, options.faces, options.recognizer, options.seed))
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from idface.protocols.edit import edit, summary
+
+    report = edit(
+        options.latent,
+        options.attribute,
+        options.out,
+        checkpoint=options.checkpoint,
+        classifier=options.classifier,
+        recognizer=options.recognizer,
+        count=options.count,
+        seed=options.seed,
+        directions=options.directions,
+        steps=options.steps,
+    )
+    print(*summary(report), options.out, sep="\n")
+
+
+def _search(options: argparse.Namespace) -> None:
+    from idface.protocols.search import search_photos
+
+    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run", "goes_on")}
+    print(search_photos(**given))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -261,6 +456,39 @@ def _prepare(options: argparse.Namespace) -> None:
     print(options.out)
 
 
+def _build_bank(options: argparse.Namespace) -> None:
+    from idface.protocols.bank import build
+
+    bank = build(
+        options.checkpoint,
+        options.size,
+        options.out,
+        options.recognizer,
+        seed=options.seed,
+        truncation=options.truncation,
+        half=options.half,
+        precision=options.precision,
+        compile=options.compile,
+    )
+    print(f"{len(bank):,} faces of {options.checkpoint}, embedded by {options.recognizer}:\n{options.out}")
+
+
+def _report_bank(options: argparse.Namespace) -> None:
+    from idface.protocols.bank import report
+
+    print(
+        report(
+            options.bank,
+            options.checkpoint,
+            options.data,
+            options.root,
+            targets=options.targets,
+            recognizer=options.recognizer,
+            out=options.out,
+        )
+    )
+
+
 def _existing(text: str) -> Path:
     path = Path(text)
     if not path.exists():
@@ -275,9 +503,16 @@ def _run(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _words(parser: argparse.ArgumentParser) -> list[str]:
+    """What may follow a verb: its options, or its own verbs and theirs."""
+    own = {} if parser._subparsers is None else parser._subparsers._group_actions[0].choices
+    parts = [word for verb, below in dict(own or {}).items() for word in (verb, *_words(below))]
+    return list(dict.fromkeys([*parts, *parser._option_string_actions]))
+
+
 def _completion_script(verbs: Mapping[str, argparse.ArgumentParser]) -> str:
     """A bash function that completes verbs, their options and paths."""
-    options = {verb: " ".join(parser._option_string_actions) for verb, parser in verbs.items()}
+    options = {verb: " ".join(_words(parser)) for verb, parser in verbs.items()}
     options |= dict.fromkeys(TRAINING, "--config --ckpt_path --print_config --help")
     cases = "\n".join(f'    {verb}) words="{words}" ;;' for verb, words in options.items())
     return f"""\

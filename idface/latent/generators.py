@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,9 @@ class Generator(nn.Module):
         super().__init__()
         if prior not in ("uniform", "normal"):
             raise ValueError(f"prior is {prior!r}, expected 'uniform', for U(-1, 1), or 'normal', for N(0, 1)")
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.eval()
+        for parameter in network.parameters():  # TorchScript knows no requires_grad_ of a whole module
+            parameter.requires_grad_(False)
         self.latent_dim = latent_dim
         self.prior = prior
         self.std = 3**-0.5 if prior == "uniform" else 1.0
@@ -79,10 +81,10 @@ class Generator(nn.Module):
         image: Tensor = self.warp(self.network(latents))
         return image.clamp(-1, 1).expand(-1, 3, -1, -1)
 
-    def train(self, mode: bool = True) -> "Generator":
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever `mode` the module around asks for."""
         del mode
-        return cast(Generator, super().train(False))
+        return super().train(False)
 
     def sample(self, count: int, noise: torch.Generator, truncation: float = 1.0) -> Tensor:
         """Draw latents from the prior, the same ones on every device.

@@ -121,7 +121,9 @@ class _Embedding(nn.Module):
         super().__init__()
         self.generator = generator
         self.recognizer = recognizer
-        self.dtype = next(iter(generator.network.state_dict().values())).dtype
+        self.dtype = next(
+            (t.dtype for t in generator.network.state_dict().values() if t.is_floating_point()), torch.float32
+        )
 
     def forward(self, latents: Tensor) -> Tensor:
         embedding: Tensor = self.recognizer(self.generator(latents.to(self.dtype)))

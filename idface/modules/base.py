@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch._functorch.config  # not loaded by torch itself
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -149,8 +148,13 @@ class FaceModule(LightningModule, ABC):
             for name in self.averaged:
                 self.ema[name] = copy.deepcopy(getattr(self, name)).requires_grad_(False).eval()
         if stage == "fit" and self.compile_networks:
-            # a graph that two phases walk must keep its buffers
-            torch._functorch.config.donated_buffer = False
+            from torch._functorch import config as functorch  # neither is loaded by torch itself
+            from torch._inductor import config as inductor
+
+            # A graph that two phases walk must keep its buffers. The second is undocumented: without it, what the first
+            # walk saved is overwritten in a DCGAN discriminator at 64x64 on a CPU (torch 2.15), and D learns nothing.
+            functorch.donated_buffer = False
+            inductor.inplace_buffers = False
             for network in self.phases.values():
                 network.compile()
 

@@ -1,22 +1,66 @@
-"""Li & Luo 2017, *Generate Identity-Preserving Faces by GANs*; Vendrow & Singhal 2019, *Inverting Facial Embeddings*."""
+"""Li & Luo 2017, *Generate Identity-Preserving Faces by GANs*.
 
+And Vendrow & Singhal 2019, *Inverting Facial Embeddings with GANs*.
+"""
+
+from collections import defaultdict
 from collections.abc import Mapping
+from typing import cast
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from data_modules.batch import FaceBatch
+from data_modules.batch import EVALUATION_SETS, FaceBatch
 from idface.latent.generators import Generator
+from idface.latent.results import write_found
+from idface.latent.scoring import COMPILE_FROM, Scorer
+from idface.latent.search import mean_embedding, search
+from idface.latent.strategies import Hybrid, SearchStrategy
 from idface.losses.adversarial import discriminator_loss, generator_loss
 from idface.losses.matching import identity_preserving_loss
 from idface.modules.base import FaceModule
+from idface.names import from_here
 from idface.networks.dcgan import DCGANDiscriminator, DCGANGenerator
-from idface.pictures import Picture
+from idface.pictures import Picture, mark_synthetic, to_picture
 from idface.recognition.base import Recognizer
+from idface.run import run_folder
 
 
 class GreedySearchModule(FaceModule):
+    """A GAN generator, and the search of its latent space for the face nearest to a given person.
+
+    Training is DCGAN's (Radford et al., 2015) with latents z ~ U(-1, 1)^200 (Li & Luo, section 3.3), and on demand
+    with the identity-preserving loss of Vendrow & Singhal (section 2): both networks learn from one forward pass.
+
+    Prediction (`lightning predict`) searches for the people of the photos that it is given: it embeds them, and after
+    the last batch searches for everybody at once. `idface search` does the same for any photos. Neither trains
+    anything, so the recogniser that guides the search need not be one that the generator has never seen; but it cannot
+    judge what it has found: `judge` does.
+
+    Args:
+        latent_dim: L.
+        image_size: side of the images in pixels, a power of two; Li & Luo's is 64.
+        width: channels of G's last stage before the image (64 in DCGAN).
+        discriminator_width: channels of D's first stage (64 in DCGAN).
+        identity_recognizer: the network of the identity-preserving loss; None trains without.
+        identity_weight: weight of that loss beside the adversarial one; the paper does not give it.
+        identity_layers: its layers; None for the last two before the unit embedding, as in the paper.
+        identity_bfloat16: whether it runs in bfloat16: several times as fast where the processor has it.
+        recognizer: what guides the search in prediction; None takes `judge`.
+        strategy: of the search in prediction.
+        budget: evaluations for each person.
+        people: most people to search for in prediction, those with the most photos.
+        judge: recogniser of the evaluation: how far generated faces are from real ones as a distribution (Fréchet
+            distance of embeddings), and how various they are.
+        optimizer: makes the optimisers; DCGAN's Adam.
+        discriminator_optimizer: makes D's; None takes `optimizer`.
+        scheduler, gradient_clip, ema_decay, compile, channels_last: see `FaceModule`.
+    """
+
     def __init__(
         self,
         latent_dim: int = 200,
@@ -27,6 +71,10 @@ class GreedySearchModule(FaceModule):
         identity_weight: float = 1.0,
         identity_layers: list[str] | None = None,
         identity_bfloat16: bool = False,
+        recognizer: Recognizer | None = None,
+        strategy: SearchStrategy | None = None,
+        budget: int = 10_000,
+        people: int = 16,
         judge: Recognizer | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)),
         discriminator_optimizer: OptimizerCallable | None = None,
@@ -37,18 +85,35 @@ class GreedySearchModule(FaceModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__(judge, optimizer, scheduler, gradient_clip, ema_decay, compile, channels_last)
+        for name, value in (("latent_dim", latent_dim), ("budget", budget), ("people", people)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
+        if identity_weight < 0:
+            raise ValueError(f"identity_weight is {identity_weight}; expected 0 or more")
         self.latent_dim = latent_dim
         self.image_size = image_size
         self.discriminator_optimizer = discriminator_optimizer
         self.identity_weight = identity_weight
-        self.identity_recognizer = identity_recognizer
+        self.identity_recognizer: Recognizer | None = None
         if identity_recognizer is not None:
-            self.gradient_fingerprints = frozenset({identity_recognizer.fingerprint()})
             self.identity_layers = identity_layers or list(identity_recognizer.stage_names[-2:])
-            if identity_bfloat16:
-                self.identity_recognizer = identity_recognizer.in_bfloat16()
-        self.generator = DCGANGenerator(latent_dim, image_size, width)
-        self.discriminator = DCGANDiscriminator(image_size, discriminator_width)
+            if unknown := sorted(set(self.identity_layers) - set(identity_recognizer.feature_layers)):
+                raise ValueError(
+                    f"identity_layers has {unknown[0]}; {identity_recognizer.name} has "
+                    f"{', '.join(identity_recognizer.feature_layers)}"
+                )
+            self.gradient_fingerprints = frozenset({identity_recognizer.fingerprint()})
+            self.identity_recognizer = identity_recognizer.in_bfloat16() if identity_bfloat16 else identity_recognizer
+        elif identity_layers or identity_bfloat16:
+            raise ValueError("identity_layers and identity_bfloat16 are of an identity_recognizer, but there is none")
+        self.recognizer = recognizer
+        self.strategy = strategy or Hybrid()
+        self.budget = budget
+        self.people = people
+        self.generator = DCGANGenerator(latent_dim, image_size, width)  # G
+        self.discriminator = DCGANDiscriminator(image_size, discriminator_width)  # D
+        if judge is not None:
+            self.frechet = FrechetInceptionDistance(_Embedding(judge), normalize=True)
 
     @property
     def phases(self) -> Mapping[str, nn.Module]:
@@ -64,17 +129,13 @@ class GreedySearchModule(FaceModule):
         """D may have an optimiser of its own."""
         return self.discriminator_optimizer or self.optimizer if name == "discriminator" else self.optimizer
 
-    def latent_generator(self) -> Generator:
-        """What is searched: G by its averaged weights, in evaluation mode, with the prior U(-1, 1)."""
-        return Generator(self.trained("generator"), self.latent_dim)
-
-    def sample_latents(self, count: int) -> Tensor:
-        """Latents (count, L) ~ U(-1, 1), on the module's device."""
-        return torch.rand(count, self.latent_dim, device=self.device) * 2 - 1
+    # ------------------------------------------------------------------------------------------------------- training
 
     def step(self, batch: FaceBatch) -> None:
+        """One batch of a GAN: `L_D` for D; the adversarial loss that does not saturate, and L_identity, for G."""
         image = batch["image"]
-        result = self.generator(self.sample_latents(len(image)))
+        latents = torch.rand(len(image), self.latent_dim, device=image.device) * 2 - 1
+        result = self.generator(latents)
         _, real_logits = self.discriminator(image)
         _, fake_logits = self.discriminator(result)
         losses = {
@@ -88,25 +149,140 @@ class GreedySearchModule(FaceModule):
             made = self.identity_recognizer.features(result, self.identity_layers)
             losses["identity"] = identity_preserving_loss(list(made.values()), list(real.values()))
             objective = objective + self.identity_weight * losses["identity"]
-        self.phase("generator", objective, retain_graph=True)
+        self.phase("generator", objective, retain_graph=True)  # first: a phase changes its network in place
         self.phase("discriminator", losses["discriminator"])
         self.record(losses)
 
-    def validation_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        pass
+    # -------------------------------------------------------------------------------------------------- after training
+
+    def latent_generator(self) -> Generator:
+        """What is searched: G by its averaged weights, in evaluation mode, with the prior U(-1, 1)."""
+        return Generator(self.trained("generator"), self.latent_dim)
+
+    @torch.no_grad()
+    def forward(self, latents: Tensor) -> Tensor:
+        """Faces (B, 3, S, S) in [-1, 1] of latents (B, L), by the averaged weights in evaluation mode."""
+        generator = self.trained("generator")
+        was_training = generator.training
+        try:
+            faces: Tensor = generator.eval()(latents)
+        finally:
+            generator.train(was_training)
+        return faces
+
+    def fixed_latents(self, count: int, part: int = 0) -> Tensor:
+        """The same latents (count, L) ~ U(-1, 1)^L every time; others for another `part`."""
+        noise = torch.Generator().manual_seed(part)
+        return (torch.rand(count, self.latent_dim, generator=noise) * 2 - 1).to(self.device)
 
     def sample_grids(self) -> dict[str, Picture]:
-        import numpy as np
+        """64 faces, of the same latents every time."""
+        faces = to_picture(self(self.fixed_latents(64)))
+        rows = [
+            np.concatenate([mark_synthetic(face) for face in faces[start : start + 8]], 1) for start in range(0, 64, 8)
+        ]
+        return {"faces": np.concatenate(rows)}
 
-        from idface.pictures import mark_synthetic, to_picture
+    def validation_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As many generated faces as there are real ones, before the judge."""
+        if self.judge is None or EVALUATION_SETS[dataloader_idx] == "gallery":
+            return
+        place = (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
+        faces = self(self.fixed_latents(len(batch["image"]), place))
+        for images, real in ((batch["image"], True), (faces, False)):
+            self.frechet.update((images + 1) / 2, real=real)
+            self._embeddings[real].append(self.judge(images))
 
-        g = torch.Generator().manual_seed(0)
-        z = torch.rand(64, self.latent_dim, generator=g).to(self.device) * 2 - 1
-        with torch.no_grad():
-            faces = to_picture(self.trained("generator")(z))
-        return {
-            "faces": np.concatenate(
-                [np.concatenate([mark_synthetic(f) for f in row], 1) for row in faces.reshape(8, 8, *faces.shape[1:])],
-                0,
+    test_step = validation_step
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the evaluation anew."""
+        self._embeddings: dict[bool, list[Tensor]] = {True: [], False: []}
+        if self.judge is not None:
+            self.frechet.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/faces/...`."""
+        self._log_faces("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/faces/...`."""
+        self._log_faces("test")
+
+    def _log_faces(self, stage: str) -> None:
+        if self.judge is None:
+            return
+        if min(int(self.frechet.real_features_num_samples), int(self.frechet.fake_features_num_samples)) < 2:
+            return
+        figures = {"frechet_distance": self.frechet.compute()}
+        for name, real in (("generated", False), ("real", True)):
+            embeddings = torch.cat(self._embeddings[real])
+            figures[f"variety_{name}"] = torch.pdist(embeddings).square().mean()
+        self.log_dict(
+            {f"{stage}/faces/{name}": value.to(self.device) for name, value in figures.items()}, sync_dist=True
+        )
+
+    # ------------------------------------------------------------------------------------------------------ prediction
+
+    def on_predict_start(self) -> None:
+        """Nobody is known yet."""
+        if (self.recognizer or self.judge) is None:
+            raise ValueError("prediction searches for people, by a recogniser: give model.recognizer or model.judge")
+        self._photos: dict[int, list[Tensor]] = defaultdict(list)
+
+    def predict_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Take the photos of people who are known."""
+        seen = set()
+        for image, person, index in zip(
+            batch["image"], batch["identity"].tolist(), batch["index"].tolist(), strict=True
+        ):
+            if person >= 0 and index not in seen:  # a photo comes once for each of its partners
+                self._photos[person].append(image)
+                seen.add(index)
+
+    @rank_zero_only
+    def on_predict_epoch_end(self) -> None:
+        """Search for everybody, and write what was found into `samples/predict/<person>` of the run's folder."""
+        guide = cast(Recognizer, self.recognizer or self.judge)
+        chosen = sorted(self._photos, key=lambda person: (-len(self._photos[person]), person))[: self.people]
+        if not chosen:
+            raise ValueError("the photos to predict on show nobody who is known: there is nobody to search for")
+        photos = {person: torch.stack(self._photos[person]) for person in chosen}
+        means = torch.stack([mean_embedding(guide(images)) for images in photos.values()])
+        scorer = Scorer(self.latent_generator(), guide, compile=self.budget * len(chosen) >= COMPILE_FROM)
+        folder = run_folder(self.trainer) / "samples" / "predict"
+        found = search(scorer, means, self.strategy, self.budget)
+        names = getattr(getattr(self.trainer, "datamodule", None), "identity_names", None)
+        recipe = {"checkpoint": str(self.trainer.ckpt_path), "strategy": repr(self.strategy), "budget": self.budget}
+        judge = self.judge if self.recognizer is not None else None
+        for (person, images), result in zip(photos.items(), found, strict=True):
+            name = str(names[person] if names else person).replace("/", "-")
+            judged = None if judge is None else judge(images)
+            wrote = write_found(
+                folder / name,
+                result,
+                to_picture(images),
+                scorer.generator,
+                guide,
+                recipe | {"person": name},
+                judge,
+                judged,
             )
-        }
+            rank_zero_info(f"{name:32} distance {wrote['distance']:.4f} from {len(images)} photos")
+        rank_zero_info(f"Found faces: {from_here(folder)}")
+
+
+class _Embedding(nn.Module):
+    """A judge as torchmetrics wants the network of a Fréchet distance: pictures in [0, 1], a length it knows."""
+
+    def __init__(self, judge: Recognizer) -> None:
+        super().__init__()
+        self.judge = [judge]  # not a submodule: the judge is one already
+        self.num_features = judge.embedding_dim
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] to (B, D)."""
+        embedding: Tensor = self.judge[0](image * 2 - 1)
+        return embedding

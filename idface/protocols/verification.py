@@ -3,7 +3,8 @@
 python -m idface.protocols.verification dlib --lfw FOLDER
 python -m idface.protocols.verification dlib --lfw FOLDER --prepared FOLDER
 
-The second looks at a set that `idface prepare --data lfw` has written, beside the photos as they were published.
+The second looks at a set that `idface prepare --data lfw` has written, beside the photos as they were published; with
+`--store` the distances of its pairs are kept with the package, as what photos from anywhere are compared with.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from data_modules.prepared import PreparedDataModule
 from idface.recognition.alignment import FaceDetector, warp_face
 from idface.recognition.base import Recognizer, distance
 from idface.recognition.build import KINDS, build_recognizer
-from idface.recognition.calibration import Verification, embed, summary, verify
+from idface.recognition.calibration import Calibration, Verification, embed, summary, verify
 
 # Mean landmarks of the deep-funneled photos, 250x250: stands in where no face is detected.
 FUNNELED = ((105.2, 113.3), (147.3, 112.3), (126.6, 137.6), (108.4, 159.1), (145.7, 158.3))
@@ -68,11 +69,25 @@ def compare_pairs(
         pairs: the pairs.
         fold: (P,) int64 which fold each belongs to.
     """
+    return calibrate_on_pairs(recognizer, photos, faces, pairs, fold).unit
+
+
+def calibrate_on_pairs(
+    recognizer: Recognizer, photos: Sequence[Place], faces: Faces, pairs: Sequence[Pair], fold: np.ndarray
+) -> Calibration:
+    """As `compare_pairs`, by the distance of raw embeddings as well, and as something to be stored."""
     place = {photo: i for i, photo in enumerate(photos)}
-    embeddings = F.normalize(embed(recognizer, faces).double())
+    raw = embed(recognizer, faces).double()
     first, second = (torch.tensor([place[pair[side]] for pair in pairs]) for side in (0, 1))
     same = np.array([a[0] == b[0] for a, b in pairs])
-    return verify(distance(embeddings[first], embeddings[second]).numpy(), same, fold)
+    unit = F.normalize(raw)
+    return Calibration(
+        recognizer=recognizer.name,
+        fingerprint=recognizer.fingerprint(),
+        data=f"{len(pairs):,} pairs of LFW, prepared at {faces.shape[1]}x{faces.shape[1]}",
+        unit=verify(distance(unit[first], unit[second]).numpy(), same, fold),
+        raw=verify((raw[first] - raw[second]).norm(dim=1).numpy(), same, fold),
+    )
 
 
 def published_faces(folder: Path, photos: Sequence[Place], size: int = 150) -> dict[str, Faces]:
@@ -131,23 +146,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("recognizer", help=f"one of {KINDS}")
     parser.add_argument("--lfw", type=Path, metavar="FOLDER", required=True, help="pairs.txt and lfw-deepfunneled/")
     parser.add_argument("--prepared", metavar="FOLDER", help="what `idface prepare --data lfw` has written")
+    parser.add_argument("--store", action="store_true", help="keep the distances of the prepared pairs")
     options = parser.parse_args(arguments)
+    if options.store and options.prepared is None:
+        parser.error("--store: what is kept are the distances of prepared faces, so it needs --prepared FOLDER")
     recognizer = build_recognizer(options.recognizer)
     if options.prepared is not None:
-        _compare_with_prepared(recognizer, options.lfw, options.prepared)
+        _compare_with_prepared(recognizer, options.lfw, options.prepared, options.store)
         return
     result, missed = verify_on_lfw(recognizer, options.lfw)
     print(f"{recognizer.name} on {result.pairs:,} pairs of LFW, {missed} photos without a detected face")
     print(f"  unit embeddings, squared distance: {summary(result)}")
 
 
-def _compare_with_prepared(recognizer: Recognizer, folder: Path, prepared: str) -> None:
+def _compare_with_prepared(recognizer: Recognizer, folder: Path, prepared: str, store: bool) -> None:
     data = PreparedDataModule(prepared)
     data = PreparedDataModule(prepared, image_size=int(data.picture.frame))
     counts = data.manifest["counts"]
     print(f"{counts['prepared']:,} of {counts['photos']:,} photos have a face, {counts['people']:,} people")
 
     photos, pairs, fold = _photos(folder)
+    if store:
+        calibrate_on_pairs(recognizer, photos, prepared_faces(data, photos), pairs, fold).save()
     faces = published_faces(folder, photos) | {"prepared": prepared_faces(data, photos)}
     detector = FaceDetector()
     for kind, pictures in faces.items():

@@ -136,6 +136,14 @@ class Recognizer(nn.Module, ABC):
         """Which values of `distance` mean the same person: the calibration's part about unit embeddings."""
         return self.calibration.unit
 
+    @property
+    def everyday(self) -> Calibration:
+        """As `calibration`, but on photos from anywhere (LFW) where that was measured."""
+        try:
+            return stored_calibration(self.name, self.fingerprint(), "LFW")
+        except LookupError:
+            return self.calibration
+
     def freeze(self) -> Self:
         """Fix the weights, switch to evaluation for good and lay the convolutions out channels-last."""
         self.requires_grad_(False)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from idface.recognition.base import Recognizer
 
 STORE = Path(__file__).with_suffix(".json")
-PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+PERCENTILES = (0, 1, 2, 5, 10, 25, 50, 75, 90, 95, 98, 99, 100)
+
+SETS = ("ORL", "LFW")
+"""What calibrations are measured on: a studio's photos, and photos from anywhere."""
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -52,6 +55,19 @@ class Verification:
     different_percentiles: dict[str, float]
     """Percentiles of the distance of different-person pairs, by their number."""
 
+    def standing(self, distance: float) -> tuple[float, float]:
+        """Where a distance stands among those of same-person, and of different-person pairs.
+
+        Returns:
+            Per cent of same-person pairs that are nearer, and of different-person pairs that are; between kept
+            percentiles along a straight line.
+        """
+        same, different = (
+            float(np.interp(distance, list(kept.values()), [float(p) for p in kept]))
+            for kept in (self.same_percentiles, self.different_percentiles)
+        )
+        return same, different
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -66,20 +82,26 @@ class Calibration:
     """Euclidean distance of raw embeddings, as dlib measures it."""
 
     def save(self) -> None:
-        """Store this calibration with the package, in place of an earlier one of the same weights."""
-        kept = [entry for entry in _read_store() if not _is_for(entry, self.recognizer, self.fingerprint)]
-        entries = sorted([*kept, asdict(self)], key=lambda entry: (entry["recognizer"], entry["fingerprint"]))
+        """Store this calibration with the package, in place of an earlier one of the same weights and set."""
+        set_name = next((name for name in SETS if name in self.data), "")
+        kept = [entry for entry in _read_store() if not _is_for(entry, self.recognizer, self.fingerprint, set_name)]
+        entries = sorted([*kept, asdict(self)], key=lambda entry: [entry[key] for key in ("recognizer", "data")])
         STORE.write_text(json.dumps(entries, indent=2) + "\n")
 
 
-def stored_calibration(recognizer: str, fingerprint: str) -> Calibration:
+def stored_calibration(recognizer: str, fingerprint: str, set_name: str = "ORL") -> Calibration:
     """The calibration that the package keeps for a recogniser with these weights.
+
+    Args:
+        recognizer: its name.
+        fingerprint: its weights.
+        set_name: what it was measured on, one of SETS.
 
     Raises:
         LookupError: there is none.
     """
     for entry in _read_store():
-        if _is_for(entry, recognizer, fingerprint):
+        if _is_for(entry, recognizer, fingerprint, set_name):
             return Calibration(**{**entry, "unit": Verification(**entry["unit"]), "raw": Verification(**entry["raw"])})
     raise LookupError(
         f"No thresholds are known for the recogniser {recognizer} with weights {fingerprint}. Measure them with "
@@ -93,8 +115,8 @@ def _read_store() -> list[dict[str, Any]]:
     return entries
 
 
-def _is_for(entry: dict[str, Any], recognizer: str, fingerprint: str) -> bool:
-    return bool(entry["recognizer"] == recognizer and entry["fingerprint"] == fingerprint)
+def _is_for(entry: dict[str, Any], recognizer: str, fingerprint: str, set_name: str) -> bool:
+    return (entry["recognizer"], entry["fingerprint"]) == (recognizer, fingerprint) and set_name in entry["data"]
 
 
 def verify(

@@ -1,0 +1,124 @@
+"""What a search has found, as files: the face, its latent, how near it is and how it got there."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from torch import Tensor
+
+from idface.latent.generators import Generator
+from idface.latent.search import Found, Milestone
+from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
+from idface.recognition.base import Recognizer
+from idface.recognition.calibration import Calibration
+
+STAGES = 8
+"""Faces of a strip between the photos and the result."""
+
+
+def write_found(
+    folder: Path,
+    found: Found,
+    photos: Picture,
+    generator: Generator,
+    recognizer: Recognizer,
+    recipe: Mapping[str, Any],
+    judge: Recognizer | None = None,
+    judged_photos: Tensor | None = None,
+) -> dict[str, Any]:
+    """Write `face.png`, `latent.safetensors`, `history.csv`, `strip.png` and `result.json` of one person's search.
+
+    Args:
+        folder: where to; made if missing.
+        found: what the search has found.
+        photos: the person's aligned photos, uint8 (P, S, S, 3).
+        generator: what it was found in.
+        recognizer: what measured the distances.
+        recipe: what made it: kept in the pictures and beside the latent.
+        judge: another recogniser, which did not guide the search.
+        judged_photos: its embeddings of the photos, (P, D).
+
+    Returns:
+        The content of `result.json`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    face = faces_of(generator, found.latent[None])[0]
+    result: dict[str, Any] = {"photos": len(photos), "evaluations": found.evaluations}
+    result |= standing(recognizer, found.distance)
+    if judge is not None and judged_photos is not None:
+        shown = torch.from_numpy(face).movedim(-1, 0)[None].to(judged_photos.device).float() / 127.5 - 1
+        with torch.no_grad():
+            distance = float((judge(shown) - judged_photos).square().sum(1).mean())
+        result["judge"] = standing(judge, distance)
+    save_synthetic(mark_synthetic(face), folder / "face.png", recipe)
+    metadata = {"generator": generator.fingerprint(), "recipe": json.dumps(recipe, default=str)}
+    if "checkpoint" in recipe:
+        metadata["checkpoint"] = str(recipe["checkpoint"])
+    save_file({"latent": found.latent.contiguous()}, folder / "latent.safetensors", metadata)
+    with (folder / "history.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(found.history[0]._fields)
+        writer.writerows((step.evaluations, f"{step.distance:.6f}") for step in found.history)
+    save_synthetic(_strip(found, photos, generator), folder / "strip.png", recipe)
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    return result
+
+
+def standing(recognizer: Recognizer, distance: float) -> dict[str, Any]:
+    """A distance beside those of pairs of one person, and of two, where they were measured for this recogniser."""
+    result: dict[str, Any] = {"recognizer": recognizer.name, "distance": round(distance, 6)}
+    try:
+        calibration: Calibration = recognizer.everyday
+    except LookupError:
+        return result
+    same, different = calibration.unit.standing(distance)
+    return result | {
+        "same_person_pairs_nearer_percent": round(same, 2),
+        "different_person_pairs_nearer_percent": round(different, 2),
+        "threshold": round(calibration.unit.best_threshold, 6),
+        "pairs": calibration.data,
+    }
+
+
+@torch.no_grad()
+def faces_of(generator: Generator, latents: Tensor) -> Picture:
+    """The faces uint8 (N, S, S, 3) of latents (N, L)."""
+    parts = latents.to(generator.device).split(64)
+    return np.concatenate([to_picture(generator(part)) for part in parts])
+
+
+def _strip(found: Found, photos: Picture, generator: Generator, most_photos: int = 5) -> Picture:
+    """The person's photos, the best faces on the way, and the result, with what each is below it."""
+    chosen = [*_spread(found.milestones), Milestone(found.evaluations, found.distance, found.latent)]
+    faces = faces_of(generator, torch.stack([milestone.latent for milestone in chosen]))
+    pictures = [*photos[:most_photos], *(mark_synthetic(face) for face in faces)]
+    captions = ["photo"] * len(photos[:most_photos])
+    captions += [f"{milestone.evaluations:,}\n{milestone.distance:.3f}" for milestone in chosen]
+    captions[-1] = f"result\n{found.distance:.3f}"
+    return captioned(pictures, captions)
+
+
+def _spread(milestones: Sequence[Milestone]) -> list[Milestone]:
+    """The first face and some of the later ones, evenly spread over the gain in distance."""
+    if len(milestones) <= STAGES:
+        return list(milestones)
+    first, last = milestones[0].distance, milestones[-1].distance
+    wanted = np.linspace(first, last, STAGES + 1)[:-1]
+    return [next(each for each in milestones if each.distance <= distance + 1e-9) for distance in wanted]
+
+
+def captioned(pictures: Sequence[Picture], captions: Sequence[str], gap: int = 2) -> Picture:
+    """Pictures (S, S, 3) of one size in a row on white, with a text of two lines below each."""
+    side = pictures[0].shape[0]
+    canvas = Image.new("RGB", (len(pictures) * (side + gap) - gap, side + 26), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        canvas.paste(Image.fromarray(picture), (number * (side + gap), 0))
+        draw.multiline_text((number * (side + gap) + 2, side), caption, fill="black", spacing=0, font_size=10)
+    return np.asarray(canvas)

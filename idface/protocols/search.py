@@ -1,0 +1,205 @@
+"""`idface search`: the face of a given person in a generator (Li & Luo; Vendrow & Singhal)."""
+
+import csv
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data_modules.photos import Rejected
+from idface.checkpoints import load_generator
+from idface.latent.bank import Bank
+from idface.latent.results import captioned, faces_of, write_found
+from idface.latent.scoring import COMPILE_FROM, Precision, Scorer
+from idface.latent.search import STARTS, Found, mean_embedding, search
+from idface.latent.strategies import STRATEGIES
+from idface.pictures import Picture, mark_synthetic, save_synthetic
+from idface.protocols.photos import Faces, read_faces, write_rejected
+from idface.recognition.alignment import FaceDetector
+from idface.recognition.base import Recognizer
+from idface.recognition.build import build_recognizer
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "journal"
+
+
+class Person(NamedTuple):
+    """Who is searched for."""
+
+    name: str
+    faces: Faces
+
+
+def search_photos(
+    checkpoint: str,
+    target: Path,
+    out: Path,
+    strategy: str = "hybrid",
+    budget: int = 10_000,
+    bank: Path | None = None,
+    recognizer: str = "dlib",
+    judge: str | None = None,
+    seed: int = 0,
+    align: bool = True,
+    precision: Precision = "auto",
+    compile: bool | None = None,
+) -> Path:
+    """Search a generator's latent space for the faces of people.
+
+    Writes into `out`: for each person a folder with what `write_found` writes; `results.csv`; `overview.png`, a row a
+    person; and `rejected.csv` with the photos that could not be used and why, if there are any. A search that was
+    stopped goes on when it is called again with the same arguments.
+
+    Args:
+        checkpoint: what `load_generator` takes.
+        target: a photo; a folder with photos of one person; or a folder with a folder for each of several people.
+        out: folder for the results; made if missing.
+        strategy: a key of STRATEGIES.
+        budget: evaluations for each person.
+        bank: what `idface bank build` has written, for the strategies that make use of one.
+        recognizer: what measures distances, as `build_recognizer` takes it.
+        judge: another one, which looks at the results only.
+        seed: of all that is drawn.
+        align: find each photo's main face and align it. Without, photos must be aligned; their middle is used.
+        precision, compile: see `Scorer`; None compiles where it is worth the wait.
+
+    Returns:
+        The overview's path.
+
+    Raises:
+        CheckpointError, ValueError, FileNotFoundError: an argument cannot be used; the message says why.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = load_generator(checkpoint).to(device)
+    guide = build_recognizer(recognizer).to(device)
+    judging = None if judge is None else build_recognizer(judge).to(device)
+    if judging is not None and judging.fingerprint() == guide.fingerprint():
+        raise ValueError(f"--judge {judge}: it guides the search, so it cannot judge; give another recogniser")
+    opened = None
+    if bank is not None:
+        opened = Bank(bank)
+        opened.check(generator, guide)
+
+    rejected: list[Rejected] = []
+    people = _read_people(target, generator.image_size, FaceDetector(device) if align else None, rejected, out)
+    write_rejected(out, rejected)
+    means = torch.stack([mean_embedding(_embedded(guide, person, device)) for person in people])
+    method = STRATEGIES[strategy]()
+    starts = None
+    if opened is not None and not method.uses_bank:
+        log.warning("--bank: %s draws its own start and makes no use of a bank", strategy)
+    elif opened is not None:
+        _, rows = opened.nearest(means, k=min(STARTS, len(opened)))
+        starts = torch.stack([opened.latents(row) for row in rows])
+
+    scorer = Scorer(generator, guide, precision=precision, compile=_worth(compile, budget * len(people)))
+    started = time.monotonic()
+    with _progress() as bar:
+        task = bar.add_task("Searching", total=budget * len(people), distance="")
+        found = search(
+            scorer,
+            means,
+            method,
+            budget,
+            seed,
+            starts,
+            journal=out / JOURNAL,
+            progress=lambda count, best: bar.update(task, completed=count, distance=f"best distance {best:.4f}"),
+        )
+        bar.update(task, completed=budget * len(people))
+    seconds = time.monotonic() - started
+
+    recipe: dict[str, Any] = {"checkpoint": checkpoint, "strategy": repr(method), "budget": budget, "seed": seed}
+    recipe |= {"recognizer": guide.name, "precision": scorer.precision, "bank": bank and str(bank)}
+    rows_out: list[dict[str, Any]] = []
+    for person, each in zip(people, found, strict=True):
+        result = write_found(
+            out / person.name,
+            each,
+            person.faces.pictures,
+            generator,
+            guide,
+            recipe | {"target": str(target), "person": person.name},
+            judging,
+            None if judging is None else _embedded(judging, person, device),
+        )
+        result["seconds"] = round(seconds / len(people), 2)  # all are searched for together
+        (out / person.name / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        rows_out.append({"person": person.name, **_flat(result)})
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows_out[0]))
+        writer.writeheader()
+        writer.writerows(rows_out)
+    save_synthetic(_overview(people, found, generator), out / "overview.png", recipe)
+    shutil.rmtree(out / JOURNAL, ignore_errors=True)  # all that came of it is written
+    return out / "overview.png"
+
+
+def _read_people(
+    target: Path, size: int, detector: FaceDetector | None, rejected: list[Rejected], out: Path
+) -> list[Person]:
+    """The person of a photo or of a folder of photos, or those of a folder of folders."""
+    option = "--target"
+    made = out.resolve()
+    folders = sorted(p for p in target.iterdir() if p.is_dir() and p.resolve() != made) if target.is_dir() else []
+    if not folders:
+        name = target.stem if target.is_file() else target.resolve().name
+        return [Person(name, read_faces(target, option, size, detector, rejected, out))]
+    if loose := [path for path in target.iterdir() if path.is_file() and not path.name.startswith(".")]:
+        raise ValueError(
+            f"{option} {target}: holds both folders and files, '{loose[0].name}' among them. Give a photo, a folder "
+            "with the photos of one person, or a folder with nothing but a folder for each person"
+        )
+    people = []
+    for folder in folders:
+        try:
+            people.append(Person(folder.name, read_faces(folder, option, size, detector, rejected, out)))
+        except ValueError as error:  # the others are searched for all the same
+            log.warning("%s is left out: %s", folder.name, error)
+    if not people:
+        raise ValueError(f"{option} {target}: no photo in any of its {len(folders)} folders can be used")
+    return people
+
+
+@torch.no_grad()
+def _embedded(recognizer: Recognizer, person: Person, device: torch.device) -> torch.Tensor:
+    """Unit embeddings (P, D) of a person's photos."""
+    return torch.cat([recognizer(part) for part in person.faces.tensor(device).split(64)])
+
+
+def _worth(compile: bool | None, evaluations: int) -> bool:
+    return evaluations >= COMPILE_FROM if compile is None else compile
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"))
+    return Progress(*columns, TextColumn("{task.fields[distance]}"), TimeRemainingColumn())
+
+
+def _flat(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without a table in it: what the judge says gets names of its own."""
+    judged = result.get("judge", {})
+    return {key: value for key, value in result.items() if key != "judge"} | {
+        f"judge_{key}": value for key, value in judged.items()
+    }
+
+
+def _overview(people: list[Person], found: list[Found], generator: Any) -> Picture:
+    """A row a person: a photo, and the face found."""
+    faces = faces_of(generator, torch.stack([each.latent for each in found]))
+    pairs = [
+        captioned([person.faces.pictures[0], mark_synthetic(face)], [person.name[:12], f"found\n{each.distance:.3f}"])
+        for person, each, face in zip(people, found, faces, strict=True)
+    ]
+    columns = min(len(pairs), 6)
+    blank = np.full_like(pairs[0], 255)
+    pairs += [blank] * (-len(pairs) % columns)
+    rows = [np.concatenate(pairs[start : start + columns], axis=1) for start in range(0, len(pairs), columns)]
+    return np.concatenate(rows)
