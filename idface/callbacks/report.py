@@ -83,7 +83,12 @@ class RunReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write generated faces as `samples/predict/<set>/<photo>-<partner>.png`, by their rows in the data set."""
+        """Write generated faces as `samples/predict/<set>/<photo>-<partner>.png`, by their rows in the data set.
+
+        A model that makes none of single batches gives None, and writes what it makes itself.
+        """
+        if outputs is None:
+            return
         folder = run_folder(trainer) / "samples" / "predict" / EVALUATION_SETS[dataloader_idx]
         recipe = {"model": getattr(pl_module, "recipe", None), "checkpoint": str(trainer.ckpt_path)}
         sources = zip(batch["index"].tolist(), batch["partner_index"].tolist(), strict=True)

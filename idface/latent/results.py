@@ -16,7 +16,6 @@ from idface.latent.generators import Generator
 from idface.latent.search import Found, Milestone
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
 from idface.recognition.base import Recognizer
-from idface.recognition.calibration import Calibration
 
 STAGES = 8
 """Faces of a strip between the photos and the result."""
@@ -73,9 +72,8 @@ def write_found(
 def standing(recognizer: Recognizer, distance: float) -> dict[str, Any]:
     """A distance beside those of pairs of one person, and of two, where they were measured for this recogniser."""
     result: dict[str, Any] = {"recognizer": recognizer.name, "distance": round(distance, 6)}
-    try:
-        calibration: Calibration = recognizer.everyday
-    except LookupError:
+    calibration = recognizer.everyday
+    if calibration is None:
         return result
     same, different = calibration.unit.standing(distance)
     return result | {

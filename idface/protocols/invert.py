@@ -12,10 +12,10 @@ from torch import Tensor
 
 from data_modules.photos import Rejected
 from idface.latent.inversion import Inverted, default_guide_layer, invert_pixels
+from idface.latent.results import standing
 from idface.latent.scoring import distance_from_mean
 from idface.pictures import mark_synthetic, save_synthetic, to_picture
 from idface.protocols.photos import Faces, read_faces, write_csv, write_rejected
-from idface.protocols.thresholds import known_calibration, percentile
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import Recognizer, resize
 from idface.recognition.build import build_recognizer
@@ -129,20 +129,11 @@ def _people(recognizer: Recognizer, photos: Faces, device: torch.device, each: b
 @torch.no_grad()
 def _judged(recognizer: Recognizer, images: Tensor, people: Tensor, is_independent: bool) -> list[dict[str, Any]]:
     """What a recogniser says of results (T, 3, S, S) whose people are (T, D), as they are written: in 8 bits."""
-    calibration = known_calibration(recognizer)
     written = (images * 127.5).round() / 127.5
     embeddings = torch.cat([recognizer(part) for part in written.split(_BATCH)])
-    rows = []
-    for distance in distance_from_mean(embeddings, people).clamp(min=0).tolist():
-        row: dict[str, Any] = {"recognizer": recognizer.name, "weights": recognizer.fingerprint()}
-        row |= {"is_independent": is_independent, "distance": distance}
-        if calibration is not None:
-            unit = calibration.unit
-            row["percentile_of_same_person"] = percentile(distance, unit.same_percentiles)
-            row["percentile_of_different_people"] = percentile(distance, unit.different_percentiles)
-            row |= {"threshold": unit.best_threshold, "thresholds_from": calibration.data}
-        rows.append(row)
-    return rows
+    weights = {"weights": recognizer.fingerprint(), "is_independent": is_independent}
+    distances = distance_from_mean(embeddings, people).clamp(min=0).tolist()
+    return [standing(recognizer, distance) | weights for distance in distances]
 
 
 def _write_pictures(found: Inverted, photos: Faces, names: list[str], out: Path, settings: dict[str, Any]) -> None:
@@ -171,6 +162,7 @@ def _in_words(name: str, row: dict[str, Any]) -> str:
     text = f"{name}: squared distance {row['distance']:.4f} by {row['recognizer']}"
     text += ", another network than was inverted" if row["is_independent"] else ", which was inverted"
     if "threshold" in row:
-        text += f"; one person is nearer than {row['threshold']:.4f}; percentile {row['percentile_of_same_person']:.0f}"
-        text += f" of same-person pairs, {row['percentile_of_different_people']:.0f} of different-person pairs"
+        text += f"; one person is nearer than {row['threshold']:.4f}; nearer are "
+        text += f"{row['same_person_pairs_nearer_percent']:.0f} % of same-person pairs and "
+        text += f"{row['different_person_pairs_nearer_percent']:.0f} % of different-person pairs"
     return text

@@ -14,7 +14,6 @@ from idface.latent.properties import QUANTILES, Properties, Property, Spread, me
 from idface.latent.scoring import Scorer
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
 from idface.protocols.photos import write_csv
-from idface.protocols.thresholds import known_calibration
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 
@@ -55,7 +54,7 @@ def properties(
     """
     generator = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     network = build_recognizer(recognizer) if isinstance(recognizer, str) else recognizer
-    calibration = known_calibration(network)
+    calibration = network.everyday
     threshold = None if calibration is None else calibration.unit.best_threshold
     with Progress(transient=True) as bar:
         task = bar.add_task("Measuring")

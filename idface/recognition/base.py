@@ -4,6 +4,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Self
 
 import torch
@@ -137,12 +138,14 @@ class Recognizer(nn.Module, ABC):
         return self.calibration.unit
 
     @property
-    def everyday(self) -> Calibration:
-        """As `calibration`, but on photos from anywhere (LFW) where that was measured."""
+    def everyday(self) -> Calibration | None:
+        """As `calibration`, but on photos from anywhere (LFW) where that was measured; None if neither was."""
         try:
             return stored_calibration(self.name, self.fingerprint(), "LFW")
         except LookupError:
-            return self.calibration
+            with suppress(LookupError):
+                return self.calibration
+        return None
 
     def freeze(self) -> Self:
         """Fix the weights, switch to evaluation for good and lay the convolutions out channels-last."""

@@ -54,6 +54,8 @@ def write_report(run: Path) -> Path:
         test=summary.get("test"),
         judge=summary.get("test", {}).get("judge"),
         sets=[_evaluation(run, name, summary) for name in _SETS],
+        figures=_other_figures(summary),
+        grids=_other_grids(run, summary),
         curves=_curves(run),
         config=config.read_text("utf-8"),
     )
@@ -62,20 +64,41 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def _other_figures(summary: dict[str, Any]) -> dict[str, float]:
+    """The test's figures that are not about identity: of generated faces as a whole, or of a classifier."""
+    metrics = summary.get("test", {}).get("metrics", {})
+    tested = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+    return {name: value for name, value in sorted(tested.items()) if not name.startswith(("identity/", "pixels/"))}
+
+
+def _other_grids(run: Path, summary: dict[str, Any]) -> dict[str, str]:
+    """The newest grid of each name but those of `_SETS`."""
+    files = [*(run / "samples").glob("test/*-*.png"), *(run / "samples").glob("val/*-*.png")]
+    names = sorted({path.stem.rpartition("-")[0] for path in files} - set(_SETS))
+    newest = {name: _newest_grid(run, name, summary) for name in names}
+    return {name: _embedded(path.read_bytes()) for name, path in newest.items() if path is not None}
+
+
+def _newest_grid(run: Path, name: str, summary: dict[str, Any]) -> Path | None:
+    """The grid of the model that was tested; of the last validation if there was no test yet."""
+    step = summary.get("test", {}).get("step")
+    wanted = f"test/{name}-*.png" if step is None else f"test/{name}-{step:07d}.png"
+    grids = [path for pattern in (wanted, f"val/{name}-*.png") for path in sorted((run / "samples").glob(pattern))[-1:]]
+    return grids[0] if grids else None
+
+
 def _evaluation(run: Path, name: str, summary: dict[str, Any]) -> dict[str, Any]:
     """One set's figures and its newest grid, from the test, or from validation if there was no test yet."""
     prefix = f"test/identity/{name}/"
     metrics = summary.get("test", {}).get("metrics", {})
     figures = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-    step = summary.get("test", {}).get("step")
-    wanted = f"test/{name}-*.png" if step is None else f"test/{name}-{step:07d}.png"  # of the model that was tested
-    grids = [path for pattern in (wanted, f"val/{name}-*.png") for path in sorted((run / "samples").glob(pattern))[-1:]]
+    grid = _newest_grid(run, name, summary)
     return {
         "name": name,
         "title": _SETS[name],
         "figures": figures,
         "top1_interval": _interval(figures["top1"], figures["results"]) if figures.get("results") else None,
-        "grid": _embedded(grids[0].read_bytes()) if grids else None,
+        "grid": _embedded(grid.read_bytes()) if grid else None,
     }
 
 
@@ -96,9 +119,11 @@ def _curves(run: Path) -> list[dict[str, str]]:
         for name, points in series.items()
         if name.startswith("val/identity/") and name.endswith(("nearer_to_source", "top1"))
     }
+    faces = {name.removeprefix("val/faces/"): points for name, points in series.items() if "val/faces/" in name}
     drawn = (
         ("Training losses, unweighted", losses, True),
         ("Validation: nearer to the identity source, and top-1", identity, False),
+        ("Validation: generated faces as a whole", faces, True),
     )
     return [{"title": title, "image": _draw(lines, own_axes)} for title, lines, own_axes in drawn if lines]
 

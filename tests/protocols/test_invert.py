@@ -48,7 +48,7 @@ def test_all_photos_are_one_person_unless_each_has_a_result(face_folder: Path, t
 def test_the_person_is_the_mean_of_the_photos(face_folder: Path, tmp_path: Path) -> None:
     text = run(face_folder / "person_1", tmp_path / "out", steps=2)
     assert "person_1: squared distance" in text
-    assert "percentile" not in text  # this recogniser has no calibration
+    assert "pairs" not in text  # this recogniser has no calibration
     history = list(csv.DictReader((tmp_path / "out" / "history.csv").open(newline="")))
     result = read(tmp_path / "out" / "result.json")["results"][0]["judges"][0]
     assert float(history[-1]["distance"]) == pytest.approx(result["distance"], abs=5e-3)  # in 8 bits
@@ -61,8 +61,8 @@ def test_another_judge_says_what_it_sees_by_percentiles(face_folder: Path, tmp_p
     assert not own["is_independent"]
     assert other["is_independent"]
     assert other["recognizer"] == "dlib"
-    assert 0 <= other["percentile_of_different_people"] <= other["percentile_of_same_person"] <= 100
-    assert other["thresholds_from"] == build_recognizer("dlib").calibration.data
+    assert 0 <= other["different_person_pairs_nearer_percent"] <= other["same_person_pairs_nearer_percent"] <= 100
+    assert other["pairs"] == build_recognizer("dlib").everyday.data
     assert "another network than was inverted" in text
 
 

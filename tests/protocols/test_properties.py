@@ -12,7 +12,6 @@ from idface.cli import main
 from idface.latent.generators import Generator
 from idface.networks.dcgan import DCGANGenerator
 from idface.protocols import properties as protocol
-from idface.protocols.thresholds import percentile
 from idface.recognition.build import build_recognizer
 from tests.latent.test_properties import Projection
 
@@ -61,9 +60,3 @@ def test_too_few_faces_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         main(["properties", "--checkpoint", "a.ckpt", "--out", str(tmp_path), "--faces", "2"])
     assert stopped.value.code == 2
     assert "2 faces: expected 3 or more" in capsys.readouterr().err
-
-
-def test_percentiles_are_interpolated_and_end_where_they_are_known() -> None:
-    known = {"1": 0.1, "50": 0.2, "99": 0.4}
-    found = [percentile(distance, known) for distance in (0.0, 0.15, 0.2, 0.3, 9)]
-    assert found == pytest.approx([1, 25.5, 50, 74.5, 99])

@@ -117,3 +117,26 @@ def test_recognisers_are_built_by_name() -> None:
     for name in ("dlib:other", "arcface", "mobilefacenet", "facenet:imagenet"):
         with pytest.raises(ValueError, match=f"no recogniser '{name}'.*mobilefacenet:FILE"):
             build_recognizer(name)
+
+
+def test_a_distance_stands_between_the_percentiles_that_are_kept() -> None:
+    distances, same = overlapping(3000, 20000)
+    result = verify(distances, same)
+    near, far = distances[same], distances[~same]
+    for value in (0.6, 1.1, 1.7, 2.3):
+        wanted = 100 * (near < value).mean(), 100 * (far < value).mean()
+        assert result.standing(value) == pytest.approx(wanted, abs=6)
+    assert result.standing(-9) == (0, 0)
+    assert result.standing(9) == (100, 100)
+    assert result.standing(result.same_percentiles["75"])[0] == 75
+
+
+def test_photos_from_anywhere_are_compared_with_where_that_was_measured() -> None:
+    recognizer = DlibResNet()
+    assert recognizer.everyday is not None
+    assert "LFW" in recognizer.everyday.data
+    assert "ORL" in recognizer.calibration.data
+    assert recognizer.everyday.unit.best_threshold > recognizer.calibration.unit.best_threshold
+    other = DlibResNet()
+    other.head.weight.data.mul_(2)
+    assert other.everyday is None  # nothing is known of these weights

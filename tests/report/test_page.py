@@ -123,3 +123,18 @@ def test_the_grid_is_of_the_model_that_was_tested(run: Path) -> None:
     for name in ("known", "unseen"):  # an earlier test, of a model that was trained on for longer
         save_synthetic(np.full((8, 8, 3), 255, np.uint8), run / "samples" / "test" / f"{name}-0000009.png", {})
     assert pictures() == tested
+
+
+def test_a_generator_of_faces_from_latents_has_its_figures_and_grid(run: Path) -> None:
+    finish(run, independent=True)
+    summary = json.loads((run / SUMMARY).read_text())
+    summary["test"]["metrics"] = {"test/faces/frechet_distance": 0.1234, "test/faces/variety_real": 0.5678}
+    (run / SUMMARY).write_text(json.dumps(summary))
+    for picture in (run / "samples" / "test").iterdir():
+        picture.unlink()
+    save_synthetic(np.zeros((8, 8, 3), np.uint8), run / "samples" / "val" / "faces-0000007.png", {})
+    page = write_report(run).read_text("utf-8")
+    for text in ("faces/frechet_distance", "0.1234", "0.5678", "<h2>Faces</h2>", "Judge: dlib"):
+        assert text in page, text
+    assert "Whose face is it?" not in page
+    assert page.count("data:image/png;base64,") == 1

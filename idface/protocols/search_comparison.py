@@ -1,0 +1,302 @@
+"""Every search strategy on the same people, at the same budgets.
+
+python -m idface.protocols.search_comparison --checkpoint CKPT --root LFW-PREPARED --bank BANK --out DIR
+
+The people are those of a set that `idface prepare` has written; with `--apart-from` those who look like anybody in the
+generator's training set are left out. What has been measured is kept in `DIR/results.csv` at once, and not again.
+"""
+
+import argparse
+import csv
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from data_modules.batch import to_float
+from data_modules.photos import Photo
+from data_modules.prepared import PreparedDataModule
+from idface.checkpoints import load_generator
+from idface.latent.bank import Bank
+from idface.latent.results import captioned, faces_of
+from idface.latent.scoring import Scorer, distance_from_mean
+from idface.latent.search import STARTS, Found, mean_embedding, search
+from idface.latent.strategies import STRATEGIES
+from idface.pictures import Picture, mark_synthetic, save_synthetic
+from idface.protocols.photos import write_csv
+from idface.recognition.base import Recognizer
+from idface.recognition.build import KINDS, build_recognizer
+
+BUDGETS = (1_000, 10_000, 50_000)
+RESULTS = "results.csv"
+
+
+class Target(NamedTuple):
+    """Somebody to search for."""
+
+    name: str
+    photos: Picture  # (P, S, S, 3)
+
+
+class Cell(NamedTuple):
+    """What one strategy did within one budget, over all people."""
+
+    strategy: str
+    budget: int
+    photos: int
+    people: int
+    distance_mean: float
+    distance_std: float
+    """Over people."""
+    evaluations: int
+    """Of one person."""
+    evaluations_per_second: float
+    seconds: float
+    """For all people together."""
+    peak_memory_mib: float
+    """Of the process; on a GPU, of its memory."""
+    judge_distance_mean: float | str
+    judge_distance_std: float | str
+
+
+def choose_people(
+    data: PreparedDataModule, count: int, photos: int, guide: Recognizer, apart_from: PreparedDataModule | None
+) -> list[Target]:
+    """People with enough photos, evenly over the alphabet, who look like nobody in another set.
+
+    Args:
+        data: where they are taken from.
+        count: how many.
+        photos: of each, the first by name.
+        guide: what tells whether somebody looks like another: whoever is nearer to any photo than its best threshold.
+        apart_from: that other set.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    of_person: dict[str, list[Photo]] = defaultdict(list)
+    for photo in data.list_photos():
+        if isinstance(photo, Photo) and photo.person is not None:
+            of_person[photo.person].append(photo)
+    enough = {name: sorted(found)[:photos] for name, found in sorted(of_person.items()) if len(found) >= photos}
+    read = data.reader([])
+    candidates = [Target(name, np.stack([read(photo) for photo in found])) for name, found in enough.items()]
+    if apart_from is not None:
+        calibration = guide.everyday
+        if calibration is None:
+            raise ValueError(f"--apart-from: no threshold of {guide.name} is known; see idface.protocols.verification")
+        others = _all_embeddings(apart_from, guide)
+        means = torch.stack([mean_embedding(_embedded(guide, target.photos)) for target in candidates])
+        nearest = distance_from_mean(others[:, None], means).amin(0)  # (T,)
+        candidates = [
+            target for target, near in zip(candidates, nearest, strict=True) if near > calibration.unit.best_threshold
+        ]
+    if len(candidates) < count:
+        raise ValueError(f"--people {count}: {len(candidates)} people have {photos} photos and look like nobody else")
+    return [candidates[row] for row in np.linspace(0, len(candidates) - 1, count).round().astype(int)]
+
+
+@torch.no_grad()
+def _embedded(recognizer: Recognizer, pictures: Picture) -> Tensor:
+    """Unit embeddings (N, D), on the CPU, of pictures (N, S, S, 3)."""
+    device = next(recognizer.parameters()).device
+    images = to_float(torch.from_numpy(pictures).movedim(-1, 1))
+    return torch.cat([recognizer(part.to(device)).cpu() for part in images.split(64)])
+
+
+def _all_embeddings(data: PreparedDataModule, recognizer: Recognizer) -> Tensor:
+    photos = [photo for photo in data.list_photos() if isinstance(photo, Photo)]
+    read, parts = data.reader([]), []
+    fast = recognizer.in_bfloat16()
+    with Progress(transient=True) as bar:
+        task = bar.add_task("Looking for people who are in both sets", total=len(photos))
+        for start in range(0, len(photos), 64):
+            parts.append(_embedded(fast, np.stack([read(photo) for photo in photos[start : start + 64]])))
+            bar.update(task, completed=start + 64)
+    return torch.cat(parts)
+
+
+def compare(
+    scorer: Scorer,
+    people: Sequence[Target],
+    out: Path,
+    strategies: Sequence[str],
+    budgets: Sequence[int],
+    photo_counts: Sequence[int],
+    bank: Bank | None,
+    judge: Recognizer | None,
+    recipe: dict[str, Any],
+) -> list[Cell]:
+    """Fill the table of strategies and budgets; cells in `out/results.csv` are not measured again."""
+    out.mkdir(parents=True, exist_ok=True)
+    settings = out / "settings.json"
+    wanted = json.dumps(recipe | {"people": [target.name for target in people]}, indent=2, default=str) + "\n"
+    if settings.exists() and settings.read_text("utf-8") != wanted:
+        raise ValueError(f"'{out}' holds a comparison with other settings ({settings}); give another --out")
+    settings.write_text(wanted, "utf-8")
+    cells = _read_cells(out / RESULTS)
+    done = {(cell.strategy, cell.budget, cell.photos) for cell in cells}
+    for budget in budgets:
+        for count in photo_counts:
+            chosen = [Target(target.name, target.photos[:count]) for target in people]
+            means = torch.stack([mean_embedding(_embedded(scorer.recognizer, target.photos)) for target in chosen])
+            starts = None
+            if bank is not None:
+                _, rows = bank.nearest(means, k=min(STARTS, len(bank)))
+                starts = torch.stack([bank.latents(row) for row in rows])
+            found_by: dict[str, list[Found]] = {}
+            for name in strategies:
+                if (name, budget, count) in done:
+                    continue
+                cell, found_by[name] = _measure(scorer, chosen, means, name, budget, starts, judge)
+                cells.append(cell)
+                write_csv(out / RESULTS, Cell._fields, cells)
+                print(_in_words(cell), flush=True)
+            if len(found_by) == len(strategies):
+                picture = _picture(scorer, chosen, found_by)
+                save_synthetic(picture, out / f"faces-{budget}-{count}.png", recipe | {"budget": budget})
+    return cells
+
+
+def _measure(
+    scorer: Scorer,
+    people: Sequence[Target],
+    means: Tensor,
+    name: str,
+    budget: int,
+    starts: Tensor | None,
+    judge: Recognizer | None,
+) -> tuple[Cell, list[Found]]:
+    strategy = STRATEGIES[name]()
+    _reset_peak_memory(scorer.device)
+    started = time.perf_counter()
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"{name}, {budget:,}, {len(people[0].photos)} photos", total=budget * len(people))
+        found = search(
+            scorer,
+            means,
+            strategy,
+            budget,
+            starts=starts if strategy.uses_bank else None,
+            progress=lambda count, _: bar.update(task, completed=count),
+        )
+    seconds = time.perf_counter() - started
+    distances = [each.distance for each in found]
+    judged: tuple[float | str, float | str] = ("", "")
+    if judge is not None:
+        faces = faces_of(scorer.generator, torch.stack([each.latent for each in found]))
+        own = torch.stack([mean_embedding(_embedded(judge, target.photos)) for target in people])
+        values = distance_from_mean(_embedded(judge, faces), own)
+        judged = (float(values.mean()), float(values.std()))
+    evaluations = sum(each.evaluations for each in found)
+    cell = Cell(
+        name,
+        budget,
+        len(people[0].photos),
+        len(people),
+        float(np.mean(distances)),
+        float(np.std(distances, ddof=1)) if len(distances) > 1 else 0.0,
+        evaluations // len(found),
+        evaluations / seconds,
+        seconds,
+        _peak_memory(scorer.device),
+        *judged,
+    )
+    return cell, found
+
+
+def _read_cells(path: Path) -> list[Cell]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows: list[dict[str, Any]] = [
+            {field: text if field == "strategy" else _value(text) for field, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    return [Cell(**row) for row in rows]
+
+
+def _value(text: str) -> float | int | str:
+    return text if not text else int(text) if text.isdecimal() else float(text)
+
+
+def _in_words(cell: Cell) -> str:
+    text = f"{cell.strategy:9} {cell.budget:6,} evaluations, {cell.photos} photos: "
+    text += f"{cell.distance_mean:.4f} +- {cell.distance_std:.4f}, {cell.evaluations_per_second:,.0f}/s, "
+    text += f"{cell.peak_memory_mib:,.0f} MiB"
+    return text + (f", judge {cell.judge_distance_mean:.4f}" if cell.judge_distance_mean != "" else "")
+
+
+def _picture(scorer: Scorer, people: Sequence[Target], found: dict[str, list[Found]]) -> Picture:
+    """A row a person: a photo, and what each strategy has found."""
+    rows = []
+    for row, target in enumerate(people):
+        latents = torch.stack([results[row].latent for results in found.values()])
+        faces = [mark_synthetic(face) for face in faces_of(scorer.generator, latents)]
+        captions = [target.name.replace("_", " ")[:11]]
+        captions += [f"{name}\n{results[row].distance:.3f}" for name, results in found.items()]
+        rows.append(captioned([target.photos[0], *faces], captions))
+    return np.concatenate(rows)
+
+
+def _reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the highest resident size starts anew
+
+
+def _peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare search strategies and print a line for each."""
+    parser = argparse.ArgumentParser("python -m idface.protocols.search_comparison", description=main.__doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="CKPT", help="of the generator")
+    parser.add_argument("--root", required=True, metavar="FOLDER", help="a prepared set with the people to search for")
+    parser.add_argument("--apart-from", metavar="FOLDER", help="the prepared set that the generator was trained on")
+    parser.add_argument("--bank", type=Path, metavar="BANK", help="of the generator's faces")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--recognizer", default="dlib", help=f"one of {KINDS}")
+    parser.add_argument("--judge", help="another one, which looks at the results")
+    parser.add_argument("--people", type=int, default=8)
+    parser.add_argument("--photos", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
+    options = parser.parse_args(arguments)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = load_generator(options.checkpoint).to(device)
+    guide = build_recognizer(options.recognizer).to(device)
+    judge = None if options.judge is None else build_recognizer(options.judge).to(device)
+    bank = None
+    if options.bank is not None:
+        bank = Bank(options.bank)
+        bank.check(generator, guide)
+    size = generator.image_size
+    apart = None if options.apart_from is None else PreparedDataModule(options.apart_from, image_size=size)
+    data = PreparedDataModule(options.root, image_size=size)
+    people = choose_people(data, options.people, max(options.photos), guide, apart)
+    scorer = Scorer(generator, guide, compile=True)
+    recipe: dict[str, Any] = {
+        "generator": generator.fingerprint(),
+        "recognizer": guide.name,
+        "precision": scorer.precision,
+    }
+    recipe |= {"judge": judge and judge.name, "bank": bank and len(bank), "root": options.root, "device": str(device)}
+    compare(scorer, people, options.out, options.strategies, options.budgets, options.photos, bank, judge, recipe)
+
+
+if __name__ == "__main__":
+    main()
