@@ -1,5 +1,6 @@
 """Any generator behind one interface: latents in, faces in the common aligned frame out."""
 
+import copy
 import hashlib
 import pickle
 from pathlib import Path
@@ -76,9 +77,21 @@ class Generator(nn.Module):
         """Where it runs."""
         return next(iter(self.network.state_dict().values()), torch.zeros(0)).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        tensors = self.network.state_dict().values()
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+    def in_bfloat16(self) -> Self:
+        """A copy whose network computes in bfloat16."""
+        reduced = copy.deepcopy(self)
+        reduced.network.to(torch.bfloat16)
+        return reduced
+
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents (B, L) to faces (B, 3, S, S) in [-1, 1] in the common aligned frame; differentiable."""
-        image: Tensor = self.warp(self.network(latents))
+        """Latents (B, L) to faces, float32 (B, 3, S, S) in [-1, 1], in the common aligned frame; differentiable."""
+        image: Tensor = self.warp(self.network(latents.to(self.dtype)).float())
         return image.clamp(-1, 1).expand(-1, 3, -1, -1)
 
     def train(self, mode: bool = True) -> Self:

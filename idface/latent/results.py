@@ -2,13 +2,15 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +30,7 @@ def write_found(
     generator: Generator,
     recognizer: Recognizer,
     recipe: Mapping[str, Any],
+    seconds: float,
     judge: Recognizer | None = None,
     judged_photos: Tensor | None = None,
 ) -> dict[str, Any]:
@@ -40,6 +43,7 @@ def write_found(
         generator: what it was found in.
         recognizer: what measured the distances.
         recipe: what made it: kept in the pictures and beside the latent.
+        seconds: that the search took; of one for several people, this one's share.
         judge: another recogniser, which did not guide the search.
         judged_photos: its embeddings of the photos, (P, D).
 
@@ -48,7 +52,7 @@ def write_found(
     """
     folder.mkdir(parents=True, exist_ok=True)
     face = faces_of(generator, found.latent[None])[0]
-    result: dict[str, Any] = {"photos": len(photos), "evaluations": found.evaluations}
+    result: dict[str, Any] = {"photos": len(photos), "evaluations": found.evaluations, "seconds": round(seconds, 2)}
     result |= standing(recognizer, found.distance)
     if judge is not None and judged_photos is not None:
         shown = torch.from_numpy(face).movedim(-1, 0)[None].to(judged_photos.device).float() / 127.5 - 1
@@ -67,6 +71,20 @@ def write_found(
     save_synthetic(_strip(found, photos, generator), folder / "strip.png", recipe)
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
+
+
+@contextmanager
+def search_progress(total: int) -> Iterator[Callable[[int, float], None]]:
+    """A bar over the evaluations of a search, with the best distance: what `search` takes as `progress`."""
+    columns = (TextColumn("Searching"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"))
+    with Progress(*columns, TextColumn("{task.description}"), TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=total)
+
+        def tell(evaluations: int, distance: float) -> None:
+            bar.update(task, completed=evaluations, description=f"best distance {distance:.4f}")
+
+        yield tell
+        bar.update(task, completed=total)
 
 
 def standing(recognizer: Recognizer, distance: float) -> dict[str, Any]:

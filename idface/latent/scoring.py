@@ -1,6 +1,5 @@
 """How far generated faces are from a person: generator and recogniser run together, in batches."""
 
-import copy
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -49,13 +48,20 @@ class Scorer:
         self.generator = generator
         self.recognizer = recognizer.to(generator.device)
         self.batch_size = batch_size
-        self.precision = _precision(generator.device) if precision == "auto" else precision
-        bfloat16 = self.precision == "bfloat16"
-        self._fast = _Embedding(
-            copy.deepcopy(generator).to(torch.bfloat16) if bfloat16 else generator,
-            recognizer.in_bfloat16() if bfloat16 else recognizer,
-        )
         self._exact = _Embedding(generator, recognizer)
+        self._fast, self.precision = self._exact, "float32"
+        if precision == "bfloat16" or (precision == "auto" and _is_fast_in_bfloat16(generator.device)):
+            try:
+                self._fast = _Embedding(generator.in_bfloat16(), recognizer.in_bfloat16())
+                with torch.no_grad():
+                    self._fast(torch.zeros(2, generator.latent_dim, device=generator.device))
+                self.precision = "bfloat16"
+            except RuntimeError as error:  # a generator from elsewhere may make tensors of a type of its own
+                reason = str(error).strip().splitlines()[0]
+                if precision == "bfloat16":
+                    raise ValueError(f"precision is bfloat16, in which the networks do not run: {reason}") from error
+                log.warning("goes on in float32, for the networks do not run in bfloat16: %s", reason)
+                self._fast = self._exact
         self._run: Callable[[Tensor], Tensor] = self._fast
         if compile:
             self._run = _compiled(self._fast, torch.zeros(batch_size, generator.latent_dim, device=generator.device))
@@ -121,18 +127,14 @@ class _Embedding(nn.Module):
         super().__init__()
         self.generator = generator
         self.recognizer = recognizer
-        self.dtype = next(
-            (t.dtype for t in generator.network.state_dict().values() if t.is_floating_point()), torch.float32
-        )
 
     def forward(self, latents: Tensor) -> Tensor:
-        embedding: Tensor = self.recognizer(self.generator(latents.to(self.dtype)))
+        embedding: Tensor = self.recognizer(self.generator(latents))
         return embedding
 
 
-def _precision(device: torch.device) -> Literal["float32", "bfloat16"]:
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"
+def _is_fast_in_bfloat16(device: torch.device) -> bool:
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
 
 
 def _compiled(networks: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:

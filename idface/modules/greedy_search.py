@@ -3,20 +3,23 @@
 And Vendrow & Singhal 2019, *Inverting Facial Embeddings with GANs*.
 """
 
+import copy
+import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import cast
+from contextlib import nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from data_modules.batch import EVALUATION_SETS, FaceBatch
 from idface.latent.generators import Generator
-from idface.latent.results import write_found
+from idface.latent.results import search_progress, write_found
 from idface.latent.scoring import COMPILE_FROM, Scorer
 from idface.latent.search import mean_embedding, search
 from idface.latent.strategies import Hybrid, SearchStrategy
@@ -156,8 +159,8 @@ class GreedySearchModule(FaceModule):
     # -------------------------------------------------------------------------------------------------- after training
 
     def latent_generator(self) -> Generator:
-        """What is searched: G by its averaged weights, in evaluation mode, with the prior U(-1, 1)."""
-        return Generator(self.trained("generator"), self.latent_dim)
+        """What is searched: a copy of G with its averaged weights, in evaluation mode, with the prior U(-1, 1)."""
+        return Generator(copy.deepcopy(self.trained("generator")), self.latent_dim)
 
     @torch.no_grad()
     def forward(self, latents: Tensor) -> Tensor:
@@ -242,36 +245,50 @@ class GreedySearchModule(FaceModule):
                 self._photos[person].append(image)
                 seen.add(index)
 
-    @rank_zero_only
+    @torch.no_grad()
     def on_predict_epoch_end(self) -> None:
         """Search for everybody, and write what was found into `samples/predict/<person>` of the run's folder."""
-        guide = cast(Recognizer, self.recognizer or self.judge)
-        chosen = sorted(self._photos, key=lambda person: (-len(self._photos[person]), person))[: self.people]
+        photos = self._photos_of_all_ranks()
+        if not self.trainer.is_global_zero:
+            return
+        chosen = sorted(photos, key=lambda person: (-len(photos[person]), person))[: self.people]
         if not chosen:
             raise ValueError("the photos to predict on show nobody who is known: there is nobody to search for")
-        photos = {person: torch.stack(self._photos[person]) for person in chosen}
-        means = torch.stack([mean_embedding(guide(images)) for images in photos.values()])
-        scorer = Scorer(self.latent_generator(), guide, compile=self.budget * len(chosen) >= COMPILE_FROM)
+        guide = cast(Recognizer, self.recognizer or self.judge)
+        judge = self.judge if self.recognizer is not None else None
+        images = {person: torch.stack(photos[person]).to(self.device) for person in chosen}
+        means = torch.stack([mean_embedding(guide(each)) for each in images.values()])
+        total = self.budget * len(chosen)
+        scorer = Scorer(self.latent_generator(), guide, compile=total >= COMPILE_FROM)
+        started = time.monotonic()
+        with search_progress(total) if self.trainer.progress_bar_callback else nullcontext() as tell:
+            found = search(scorer, means, self.strategy, self.budget, progress=tell or (lambda *_: None))
+        seconds = (time.monotonic() - started) / len(chosen)
         folder = run_folder(self.trainer) / "samples" / "predict"
-        found = search(scorer, means, self.strategy, self.budget)
         names = getattr(getattr(self.trainer, "datamodule", None), "identity_names", None)
         recipe = {"checkpoint": str(self.trainer.ckpt_path), "strategy": repr(self.strategy), "budget": self.budget}
-        judge = self.judge if self.recognizer is not None else None
-        for (person, images), result in zip(photos.items(), found, strict=True):
+        for (person, each), result in zip(images.items(), found, strict=True):
             name = str(names[person] if names else person).replace("/", "-")
-            judged = None if judge is None else judge(images)
+            judged = None if judge is None else judge(each)
+            told = recipe | {"person": name}
             wrote = write_found(
-                folder / name,
-                result,
-                to_picture(images),
-                scorer.generator,
-                guide,
-                recipe | {"person": name},
-                judge,
-                judged,
+                folder / name, result, to_picture(each), scorer.generator, guide, told, seconds, judge, judged
             )
-            rank_zero_info(f"{name:32} distance {wrote['distance']:.4f} from {len(images)} photos")
+            rank_zero_info(f"{name:32} distance {wrote['distance']:.4f} from {len(each)} photos")
         rank_zero_info(f"Found faces: {from_here(folder)}")
+
+    def _photos_of_all_ranks(self) -> dict[int, list[Tensor]]:
+        """Everybody's photos (3, S, S), on the CPU, on every rank."""
+        own = {person: [image.cpu() for image in images] for person, images in self._photos.items()}
+        if self.trainer.world_size == 1:
+            return own
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, own)
+        photos: dict[int, list[Tensor]] = defaultdict(list)
+        for part in parts:
+            for person, images in part.items():
+                photos[person] += images
+        return photos
 
 
 class _Embedding(nn.Module):

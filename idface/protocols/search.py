@@ -1,7 +1,6 @@
 """`idface search`: the face of a given person in a generator (Li & Luo; Vendrow & Singhal)."""
 
 import csv
-import json
 import logging
 import shutil
 import time
@@ -10,12 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_modules.photos import Rejected
 from idface.checkpoints import load_generator
 from idface.latent.bank import Bank
-from idface.latent.results import captioned, faces_of, write_found
+from idface.latent.results import captioned, faces_of, search_progress, write_found
 from idface.latent.scoring import COMPILE_FROM, Precision, Scorer
 from idface.latent.search import STARTS, Found, mean_embedding, search
 from idface.latent.strategies import STRATEGIES
@@ -101,19 +99,8 @@ def search_photos(
 
     scorer = Scorer(generator, guide, precision=precision, compile=_worth(compile, budget * len(people)))
     started = time.monotonic()
-    with _progress() as bar:
-        task = bar.add_task("Searching", total=budget * len(people), distance="")
-        found = search(
-            scorer,
-            means,
-            method,
-            budget,
-            seed,
-            starts,
-            journal=out / JOURNAL,
-            progress=lambda count, best: bar.update(task, completed=count, distance=f"best distance {best:.4f}"),
-        )
-        bar.update(task, completed=budget * len(people))
+    with search_progress(budget * len(people)) as tell:
+        found = search(scorer, means, method, budget, seed, starts, journal=out / JOURNAL, progress=tell)
     seconds = time.monotonic() - started
 
     recipe: dict[str, Any] = {"checkpoint": checkpoint, "strategy": repr(method), "budget": budget, "seed": seed}
@@ -127,11 +114,10 @@ def search_photos(
             generator,
             guide,
             recipe | {"target": str(target), "person": person.name},
+            seconds / len(people),  # all are searched for together
             judging,
             None if judging is None else _embedded(judging, person, device),
         )
-        result["seconds"] = round(seconds / len(people), 2)  # all are searched for together
-        (out / person.name / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
         rows_out.append({"person": person.name, **_flat(result)})
     with (out / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows_out[0]))
@@ -176,11 +162,6 @@ def _embedded(recognizer: Recognizer, person: Person, device: torch.device) -> t
 
 def _worth(compile: bool | None, evaluations: int) -> bool:
     return evaluations >= COMPILE_FROM if compile is None else compile
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"))
-    return Progress(*columns, TextColumn("{task.fields[distance]}"), TimeRemainingColumn())
 
 
 def _flat(result: dict[str, Any]) -> dict[str, Any]:

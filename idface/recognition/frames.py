@@ -1,5 +1,8 @@
 """From the common aligned frame to the framing that a recogniser was trained on."""
 
+from collections.abc import Callable
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -37,6 +40,13 @@ class FrameWarp(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, H) in the source frame -> (B, C, size, size) in the target frame, both in [-1, 1]."""
-        image = resize(image, min(self.finest, image.shape[-1]))
+        whole = resize(image, min(self.finest, image.shape[-1])).float()
         grid = self.grid.expand(len(image), -1, -1, -1)
-        return F.grid_sample(image + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+        warped = F.grid_sample(whole + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+        return warped.to(image.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        grid = self.grid
+        super()._apply(fn, recurse)
+        self.grid = grid.to(self.grid.device)  # places stay float32, whatever the networks around compute in
+        return self
