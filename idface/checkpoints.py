@@ -70,6 +70,11 @@ def load_model(checkpoint: str) -> FaceModule:
     return model.eval().requires_grad_(False)
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_generator(checkpoint: str) -> Generator:
     """The generator of a checkpoint, or of one that was trained elsewhere, for all that is done in a latent space.
 
@@ -108,16 +113,26 @@ def _external_generator(path: Path) -> Generator:
 
 
 def _build_even_without_judge(recipe: dict[str, Any] | None, path: Path) -> FaceModule:
-    """The model of a recipe; without its judge if that cannot be had here, for generating needs none."""
+    """The model of a recipe; without the recognisers that cannot be had here, where generating needs none of them."""
     try:
         return build(recipe, path)
     except CheckpointError as error:
         arguments = (recipe or {}).get("init_args", {})
-        if arguments.get("judge") is None:
+        spared = [name for name in _TRAINING_ONLY if arguments.get(name) is not None]
+        if not spared:
             raise
-        model = build({**(recipe or {}), "init_args": arguments | {"judge": None}}, path)
-        log.warning("%s: goes on without the model's judge, which is not to be had: %s", path, error)
+        left_out = {*spared, *(_OF_IT if "identity_recognizer" in spared else ())}
+        kept = {name: value for name, value in arguments.items() if name not in left_out}
+        model = build({**(recipe or {}), "init_args": kept}, path)
+        log.warning("%s: goes on without the model's %s, which is not to be had: %s", path, ", ".join(spared), error)
         return model
+
+
+_TRAINING_ONLY = ("judge", "recognizer", "identity_recognizer")
+"""Arguments with recognisers that generating does not need."""
+
+_OF_IT = ("identity_layers", "identity_bfloat16")
+"""What is said of the identity recogniser."""
 
 
 def build(recipe: Mapping[str, Any] | None, path: Path) -> FaceModule:

@@ -26,6 +26,9 @@ from idface.latent.generators import Generator
 from idface.latent.scoring import Scorer
 from idface.recognition.base import Recognizer
 
+STARTS = 64
+"""Faces of a bank that a search is given to start from."""
+
 FORMAT = 1
 MANIFEST = "bank.json"
 SHARD = 4096
@@ -224,6 +227,14 @@ class Bank:
         skipped = excluded.to(embeddings.device).split(_TARGETS_AT_ONCE)
         parts = [self._nearest(some, k, rows) for some, rows in zip(targets, skipped, strict=True)]
         return torch.cat([distances for distances, _ in parts]), torch.cat([rows for _, rows in parts])
+
+    def starts(self, people: Tensor) -> Tensor:
+        """Where a search for people may start: latents (T, K, L) of the nearest faces to each of (T, D), nearest first.
+
+        K is STARTS, or the bank's size if that is less.
+        """
+        _, rows = self.nearest(people, k=min(STARTS, len(self)))
+        return self.latents(rows)
 
     def latents(self, rows: Tensor) -> Tensor:
         """Latents of faces by their rows.

@@ -30,6 +30,8 @@ class Generator(nn.Module):
         landmarks: where its faces have the left and right eye, the nose and the corners of the mouth (x, y), in units
             of the picture's side, if that is not where the common frame has them (FACE_TEMPLATE): its faces are then
             brought there, as photos are. One place for all: it must have been trained on aligned faces.
+        gradient_fingerprints: of the recognisers through which a loss flowed when it was trained: none of them may
+            judge its faces.
 
     Raises:
         ValueError: the network makes no square pictures of latents of this length, or the landmarks are no five points.
@@ -41,8 +43,10 @@ class Generator(nn.Module):
         latent_dim: int,
         prior: Prior = "uniform",
         landmarks: list[tuple[float, float]] | None = None,
+        gradient_fingerprints: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
+        self.gradient_fingerprints = gradient_fingerprints
         if prior not in ("uniform", "normal"):
             raise ValueError(f"prior is {prior!r}, expected 'uniform', for U(-1, 1), or 'normal', for N(0, 1)")
         self.network = network.eval()

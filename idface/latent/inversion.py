@@ -53,14 +53,17 @@ def invert_pixels(
     guide_weight: float = 2.0,
     learning_rate: float = 0.01,
     final_learning_rate: float = 0.0001,
+    literal_sums: bool = False,
+    pyramid: bool = True,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Inverted:
     """Draw pictures whose embeddings are given ones.
 
-    Pixels have any value and go through tanh into [-1, 1]. They are the sum of pictures of S, S / 2, S / 4, ... pixels
-    a side, enlarged, and the descent is on all of these: it reaches the same pictures, but light and dark parts as fast
-    as fine detail, where on single pixels noise stays for hundreds of steps.
+    Pixels have any value and go through tanh into [-1, 1]. Other than in the paper they are the sum of pictures of S,
+    S / 2, S / 4, ... pixels a side, enlarged, and the descent is on all of these: it reaches the same pictures, but
+    light and dark parts as fast as fine detail, where on single pixels noise stays for hundreds of steps. And squared
+    norms are means over elements, so the paper's weights say less here than they do there.
 
     The optimiser is Adam, the learning rate falls exponentially. Every target starts from the same noise and is a
     problem of its own: alone or in a batch, it ends as the same picture but for rounding.
@@ -70,12 +73,14 @@ def invert_pixels(
         targets: (T, D) unit embeddings, or the mean of those of several photos of a person.
         size: S, side of the pictures in pixels.
         steps: of the descent, 1 or more.
-        tv_weight: of the total variation where the cosine has 1; the paper's is 15.
+        tv_weight: of the total variation where the cosine has 1; the paper's is 15, of a sum.
         guide: float (1, 3, S', S') or (T, 3, S', S') in [-1, 1], a face to stay near in an intermediate layer.
         guide_layer: the layer, one of `recognizer.feature_layers`; by default `default_guide_layer`.
-        guide_weight: its weight; the paper's is "around 2".
+        guide_weight: its weight; the paper's is "around 2", of a sum.
         learning_rate: at the start.
         final_learning_rate: at the end.
+        literal_sums: take squared norms as sums, as printed.
+        pyramid: descend on pictures of several sizes; without, on single pixels, as in the paper.
         seed: of the noise at the start.
         progress: called with the number of steps made.
 
@@ -102,14 +107,16 @@ def invert_pixels(
         """Each (T,)."""
         features = recognizer.features(pictures, ["embedding"] if layer is None else ["embedding", layer])
         found = {"distance": distance_from_mean(features["embedding"], targets)}
-        found["variation"] = total_variation_loss(pictures)
+        found["variation"] = total_variation_loss(pictures, literal_sums)
         found["loss"] = embedding_loss(features["embedding"], targets) + tv_weight * found["variation"]
         if layer is not None and aim is not None:
-            found["guide"] = guide_loss(features[layer], aim)
+            found["guide"] = guide_loss(features[layer], aim, literal_sums)
             found["loss"] = found["loss"] + guide_weight * found["guide"]
         return found
 
     layers = _noise(size, len(targets), seed, device)
+    if not pyramid:
+        del layers[1:]
     optimizer = torch.optim.Adam(layers, lr=learning_rate)
     factor = (final_learning_rate / learning_rate) ** (1 / steps)
     stage_steps = sorted({round(steps * i / (STAGES - 1)) for i in range(STAGES)})

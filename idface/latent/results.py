@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from idface.latent.search import Found, Milestone
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
 from idface.recognition.base import Recognizer
 
+log = logging.getLogger(__name__)
+
 STAGES = 8
 """Faces of a strip between the photos and the result."""
 
@@ -30,7 +33,6 @@ def write_found(
     generator: Generator,
     recognizer: Recognizer,
     recipe: Mapping[str, Any],
-    seconds: float,
     judge: Recognizer | None = None,
     judged_photos: Tensor | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +45,6 @@ def write_found(
         generator: what it was found in.
         recognizer: what measured the distances.
         recipe: what made it: kept in the pictures and beside the latent.
-        seconds: that the search took; of one for several people, this one's share.
         judge: another recogniser, which did not guide the search.
         judged_photos: its embeddings of the photos, (P, D).
 
@@ -52,13 +53,16 @@ def write_found(
     """
     folder.mkdir(parents=True, exist_ok=True)
     face = faces_of(generator, found.latent[None])[0]
-    result: dict[str, Any] = {"photos": len(photos), "evaluations": found.evaluations, "seconds": round(seconds, 2)}
+    result: dict[str, Any] = {
+        "photos": len(photos),
+        "evaluations": found.evaluations,
+        "seconds": round(found.seconds, 2),
+    }
     result |= standing(recognizer, found.distance)
     if judge is not None and judged_photos is not None:
-        shown = torch.from_numpy(face).movedim(-1, 0)[None].to(judged_photos.device).float() / 127.5 - 1
-        with torch.no_grad():
-            distance = float((judge(shown) - judged_photos).square().sum(1).mean())
-        result["judge"] = standing(judge, distance)
+        shown = judge.embed(torch.from_numpy(face).movedim(-1, 0)[None])
+        result["judge"] = standing(judge, float((shown - judged_photos).square().sum(1).mean()))
+        result["judge"]["is_independent"] = is_independent(judge, recognizer, generator)
     save_synthetic(mark_synthetic(face), folder / "face.png", recipe)
     metadata = {"generator": generator.fingerprint(), "recipe": json.dumps(recipe, default=str)}
     if "checkpoint" in recipe:
@@ -87,8 +91,23 @@ def search_progress(total: int) -> Iterator[Callable[[int, float], None]]:
         bar.update(task, completed=total)
 
 
+def is_independent(judge: Recognizer, guide: Recognizer, generator: Generator) -> bool:
+    """Whether a judge neither guided the search nor was a loss of the generator; warns if it is not."""
+    fingerprint = judge.fingerprint()
+    if fingerprint == guide.fingerprint():
+        log.warning("%s guided the search: that it finds its faces near tells nothing", judge.name)
+    elif fingerprint in generator.gradient_fingerprints:
+        log.warning("%s was a loss of the generator: that it finds its faces near tells nothing", judge.name)
+    else:
+        return True
+    return False
+
+
 def standing(recognizer: Recognizer, distance: float) -> dict[str, Any]:
-    """A distance beside those of pairs of one person, and of two, where they were measured for this recogniser."""
+    """A distance beside those of pairs of one person, and of two, where they were measured for this recogniser.
+
+    Pairs are of single photos: a mean distance from several photos of a person varies less than those do.
+    """
     result: dict[str, Any] = {"recognizer": recognizer.name, "distance": round(distance, 6)}
     calibration = recognizer.everyday
     if calibration is None:

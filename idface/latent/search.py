@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from idface.latent.scoring import Scorer, distance_from_mean
 from idface.latent.strategies import Ask, Proposals, Scores, SearchStrategy, Task
 
-STARTS = 64
-"""Latents of a bank that a strategy is given."""
+JOURNAL = ".journal"
+"""The folder of a search's scores, beside its results; no person's folder is called that."""
 
 MILESTONES = 16
 """Last improvements that are scored again in full precision at the end."""
@@ -51,8 +51,10 @@ class Found:
     distance: float = float("inf")
     """Mean squared distance from the person's photos, in full precision once the search has ended."""
     evaluations: int = 0
+    seconds: float = 0.0
+    """That the search took, with those of earlier calls that were stopped; of one for several people, a share."""
     history: list[Step] = field(default_factory=list)
-    """The best distance after every round, as scored: it never rises."""
+    """The best distance after every round, as scored (perhaps in bfloat16): it never rises."""
     milestones: list[Milestone] = field(default_factory=list)
     """Every face that was the best one, in the order in which they were found."""
 
@@ -89,6 +91,10 @@ def search(
 
     Each person has a strategy of their own with random numbers from `seed`, whoever else is searched for; candidates of
     all are scored together. The best distance never rises, and no more than `budget` evaluations are used for anybody.
+    In the end the last MILESTONES improvements are measured once more in float32, which is what is reported; the best
+    of them by that is the result.
+
+    A score that is not a number counts as infinitely far.
 
     Args:
         scorer: generator and recogniser.
@@ -115,23 +121,29 @@ def search(
         own_starts = None if starts is None else starts[row].float().cpu()
         task = Task(scorer.generator, budget, torch.Generator().manual_seed(seed), own_starts)
         walks.append(_Walk(strategy.propose(task), budget))
+    started = time.monotonic()
     kept = None
     if journal is not None:
         kept = _Journal(journal, _identify(scorer, people, strategy, budget, seed, starts))
-    while asks := {row: walk.ask for row, walk in enumerate(walks) if walk.ask is not None}:
-        scores = kept.replay(asks) if kept else None
-        if scores is None:
-            scores = _score(scorer, people, asks)
-            if kept:
-                kept.add(scores)
-        for row, each in scores.items():
-            walks[row].answer(each)
-        results = [walk.found for walk in walks]
-        progress(sum(found.evaluations for found in results), sum(found.distance for found in results) / len(results))
-    if kept:
-        kept.save()
+    try:
+        while asks := {row: walk.ask for row, walk in enumerate(walks) if walk.ask is not None}:
+            scores = kept.replay(asks) if kept else None
+            if scores is None:
+                scores = _score(scorer, people, asks)
+                if kept:
+                    kept.add(scores)
+            for row, each in scores.items():
+                walks[row].answer(each)
+            found = [walk.found for walk in walks]
+            progress(sum(each.evaluations for each in found), sum(each.distance for each in found) / len(found))
+    finally:  # also when somebody presses Ctrl-C
+        if kept:
+            kept.save()
     for person, walk in zip(people, walks, strict=True):
         _settle(scorer, person, walk.found)
+    seconds = time.monotonic() - started + (kept.seconds_before if kept else 0.0)
+    for walk in walks:
+        walk.found.seconds = seconds / len(walks)
     return [walk.found for walk in walks]
 
 
@@ -179,10 +191,10 @@ def _score(scorer: Scorer, people: Tensor, asks: Mapping[int, Ask]) -> dict[int,
         gradients: Sequence[Tensor | None] = [None] * len(rows)
         if wants_gradients:
             distances, slopes = scorer.gradients(latents, persons)
-            gradients = slopes.cpu().split(counts)
+            gradients = slopes.nan_to_num(0, 0, 0).cpu().split(counts)
         else:
             distances = scorer.distances(latents, persons)
-        parts = distances.cpu().split(counts)
+        parts = distances.nan_to_num(nan=float("inf")).cpu().split(counts)
         scores |= {row: Scores(part, slope) for row, part, slope in zip(rows, parts, gradients, strict=True)}
     return scores
 
@@ -191,7 +203,9 @@ def _settle(scorer: Scorer, person: Tensor, found: Found) -> None:
     """Score the last milestones in full precision and keep the best of them."""
     last = found.milestones[-MILESTONES:]
     if not last:
-        raise ValueError("no candidate was ever nearer than infinitely far: the scores are not finite")
+        raise ValueError(
+            "not one score was a number: the generator's faces, or the recogniser's embeddings of them, are not finite"
+        )
     latents = torch.stack([milestone.latent for milestone in last])
     distances = distance_from_mean(scorer.exact(latents), person.to(scorer.device)).cpu()
     row = int(distances.argmin())
@@ -237,6 +251,7 @@ class _Journal:
             _write(header, lambda path: path.write_text(json.dumps(search, indent=2) + "\n", "utf-8"))
         self.files = sorted(folder.glob("scores-*.safetensors"))
         self.old = [turn for file in self.files for turn in _read_turns(file)]
+        self.seconds_before = sum(_seconds_of(file) for file in self.files)
         self.saved = time.monotonic()
 
     def _check(self, kept: Mapping[str, Any], search: Mapping[str, Any]) -> None:
@@ -276,7 +291,8 @@ class _Journal:
                 if value is not None
             }
             file = self.folder / f"scores-{len(self.files):06d}.safetensors"
-            _write(file, lambda path: save_file(tensors, path))
+            metadata = {"seconds": str(time.monotonic() - self.saved)}
+            _write(file, lambda path: save_file(tensors, path, metadata))
             self.files.append(file)
             self.turns = []
         self.saved = time.monotonic()
@@ -293,6 +309,11 @@ def _read_turns(file: Path) -> list[dict[int, Scores]]:
             scores = Scores(tensors[f"{number}.{row}.{name}"], tensors.get(f"{number}.{row}.gradients"))
             turns.setdefault(int(number), {})[int(row)] = scores
     return [turns[number] for number in sorted(turns)]
+
+
+def _seconds_of(file: Path) -> float:
+    with safe_open(file, "pt") as opened:
+        return float((opened.metadata() or {}).get("seconds", 0))
 
 
 def _write(file: Path, write: Callable[[Path], object]) -> None:

@@ -79,6 +79,11 @@ class SearchStrategy(ABC):
         """Whether it makes use of `Task.starts`."""
         return True
 
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether most of its candidates are scored with their gradients."""
+        return False
+
 
 class _Best:
     """The best candidate so far, to go on from."""
@@ -90,7 +95,7 @@ class _Best:
     def take(self, latents: Tensor, distances: Tensor) -> bool:
         """Keep the best of some candidates if it is better; whether it was."""
         row = int(distances.argmin())
-        if float(distances[row]) >= self.distance:
+        if float(distances[row]) >= self.distance and len(self.latent):
             return False
         self.distance, self.latent = float(distances[row]), latents[row]
         return True
@@ -135,11 +140,12 @@ class LiLuo(SearchStrategy):
         latents = task.sample(count)
         best.take(latents, (yield Ask(latents)).distances)
 
-        alpha, idle = 0.0, 0
-        while best.distance > content and (alpha < 1 or idle < self.patience):
-            latents = task.sample(count) + alpha * best.latent
-            idle = 0 if best.take(latents, (yield Ask(latents)).distances) else idle + 1
-            alpha = min(1.0, alpha + 0.1)
+        tenths, idle = 0, 0  # of alpha
+        while best.distance > content and (tenths < 10 or idle < self.patience):
+            latents = task.sample(count) + tenths / 10 * best.latent
+            better = best.take(latents, (yield Ask(latents)).distances)
+            idle = 0 if better or tenths < 10 else idle + 1
+            tenths = min(10, tenths + 1)
 
         beta = self.beta
         while best.distance > content:
@@ -184,6 +190,8 @@ class Annealed(SearchStrategy):
 class GradientDescent(SearchStrategy):
     """Descent on latents through generator and recogniser, with Adam, from several starts at once.
 
+    Where the budget is too small for a step, the starts are scored.
+
     Args:
         starts: latents that descend together; None for one in 180 evaluations, between 1 and 16.
         rate: Adam's learning rate at the start, in units of the prior's deviation; it falls to 0 along a cosine.
@@ -202,7 +210,15 @@ class GradientDescent(SearchStrategy):
             distances = (yield Ask(latents)).distances
             used = len(latents)
             latents = latents[distances.argsort()[:count]]
-        yield from _descend(task, latents, task.budget - used, self.rate, _Best())
+        best = _Best()
+        yield from _descend(task, latents, task.budget - used, self.rate, best)
+        if not len(best.latent) and task.starts is not None:
+            yield Ask(latents)
+
+    @property
+    def uses_gradients(self) -> bool:
+        """It does nothing else."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -265,6 +281,11 @@ class Hybrid(SearchStrategy):
         if not len(best.latent):  # the budget is too small to descend
             best.take(latents, (yield Ask(latents)).distances)
         yield from _evolve(task, best, self.deviation, 32, separable=True)
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Until the polish."""
+        return True
 
 
 STRATEGIES: dict[str, Callable[[], SearchStrategy]] = {

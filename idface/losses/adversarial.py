@@ -24,6 +24,8 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
     """What a generator wants of a discriminator: `-log D(G(z))`, the loss that does not saturate (Goodfellow et al.,
     2014, section 3), with `D = sigmoid(logits)`.
 
+    Li & Luo (section 2.1) print the other one, `log(1 - D(G(z)))`, whose gradient vanishes while D is sure.
+
     Args:
         fake_logits: logits of generated images, (B,) or (B, 1).
 

@@ -26,7 +26,7 @@ def embedding_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(embeddings, targets.detach(), dim=1)
 
 
-def total_variation_loss(pictures: Tensor) -> Tensor:
+def total_variation_loss(pictures: Tensor, literal: bool = False) -> Tensor:
     """How much neighbouring pixels differ: `(|p - S_x p|^2 + |p - S_y p|^2)^(1/2)` (Vendrow & Singhal, section 4.1).
 
     S_x and S_y shift the picture by one pixel. The squared norms are means over elements, as everywhere in this
@@ -34,16 +34,18 @@ def total_variation_loss(pictures: Tensor) -> Tensor:
 
     Args:
         pictures: p, (B, C, H, W), H and W at least 2.
+        literal: take the sums as printed: at 128x128 some 220 times as much.
 
     Returns:
         (B,) above 0: the root mean square difference of neighbours.
     """
-    right = (pictures[..., :, 1:] - pictures[..., :, :-1]).square().mean((1, 2, 3))
-    down = (pictures[..., 1:, :] - pictures[..., :-1, :]).square().mean((1, 2, 3))
-    return (right + down + EPSILON).sqrt()
+    right = (pictures[..., :, 1:] - pictures[..., :, :-1]).square().flatten(1)
+    down = (pictures[..., 1:, :] - pictures[..., :-1, :]).square().flatten(1)
+    squares = right.sum(1) + down.sum(1) if literal else right.mean(1) + down.mean(1)
+    return (squares + EPSILON).sqrt()
 
 
-def guide_loss(features: Tensor, guide: Tensor) -> Tensor:
+def guide_loss(features: Tensor, guide: Tensor, literal: bool = False) -> Tensor:
     """How far pictures are from a guiding one in an intermediate layer: `|a(p) - a(g)|^2` (Vendrow & Singhal, 4.1).
 
     The squared norm is a mean over elements: layers differ in their number by a factor of hundreds.
@@ -51,8 +53,10 @@ def guide_loss(features: Tensor, guide: Tensor) -> Tensor:
     Args:
         features: a(p), (B, ...).
         guide: a(g), (B, ...) or (1, ...), detached.
+        literal: take the sum as printed.
 
     Returns:
         (B,) at least 0.
     """
-    return (features - guide.detach()).square().flatten(1).mean(1)
+    squares = (features - guide.detach()).square().flatten(1)
+    return squares.sum(1) if literal else squares.mean(1)

@@ -61,6 +61,9 @@ class FaceModule(LightningModule, ABC):
     input_fingerprints: frozenset[str] = frozenset()
     """Fingerprints of the recognisers whose embedding the generator is given."""
 
+    changeable: tuple[str, ...] = ("judge.",)
+    """What the keys of recognisers begin with that a checkpoint may be used without, or with others."""
+
     recipe: dict[str, Any] | None = None
     """Class path and arguments that make this module anew; set by the command line and kept in checkpoints."""
 
@@ -325,7 +328,7 @@ class FaceModule(LightningModule, ABC):
         self.gradient_fingerprints |= frozenset(checkpoint.get("gradient_fingerprints", ()))
         frozen = self._frozen_recognizers()
         for prefix, fingerprint in checkpoint.get("frozen_fingerprints", {}).items():
-            if prefix != "judge." and (prefix not in frozen or frozen[prefix].fingerprint() != fingerprint):
+            if prefix not in self.changeable and (prefix not in frozen or frozen[prefix].fingerprint() != fingerprint):
                 raise ValueError(
                     f"the checkpoint was trained with other weights ({fingerprint}) as {prefix.rstrip('.')}: "
                     "give the recogniser that it was trained with"

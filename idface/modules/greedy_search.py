@@ -4,10 +4,11 @@ And Vendrow & Singhal 2019, *Inverting Facial Embeddings with GANs*.
 """
 
 import copy
-import time
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,16 +19,18 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from data_modules.batch import EVALUATION_SETS, FaceBatch
+from idface.latent.bank import Bank
 from idface.latent.generators import Generator
 from idface.latent.results import search_progress, write_found
 from idface.latent.scoring import COMPILE_FROM, Scorer
-from idface.latent.search import mean_embedding, search
+from idface.latent.search import JOURNAL, mean_embedding, search
 from idface.latent.strategies import Hybrid, SearchStrategy
 from idface.losses.adversarial import discriminator_loss, generator_loss
 from idface.losses.matching import identity_preserving_loss
+from idface.metrics.variety import MeanPairDistance
 from idface.modules.base import FaceModule
 from idface.names import from_here
-from idface.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from idface.networks.dcgan import DCGANDiscriminator, DCGANGenerator, dcgan_init
 from idface.pictures import Picture, mark_synthetic, to_picture
 from idface.recognition.base import Recognizer
 from idface.run import run_folder
@@ -57,12 +60,17 @@ class GreedySearchModule(FaceModule):
         strategy: of the search in prediction.
         budget: evaluations for each person.
         people: most people to search for in prediction, those with the most photos.
+        bank: what `idface bank build` has written of this generator, for strategies that start from one.
+        seed: of the search in prediction.
         judge: recogniser of the evaluation: how far generated faces are from real ones as a distribution (Fréchet
             distance of embeddings), and how various they are.
         optimizer: makes the optimisers; DCGAN's Adam.
         discriminator_optimizer: makes D's; None takes `optimizer`.
         scheduler, gradient_clip, ema_decay, compile, channels_last: see `FaceModule`.
     """
+
+    changeable = ("judge.", "recognizer.")
+    frechet: FrechetInceptionDistance
 
     def __init__(
         self,
@@ -78,6 +86,8 @@ class GreedySearchModule(FaceModule):
         strategy: SearchStrategy | None = None,
         budget: int = 10_000,
         people: int = 16,
+        bank: Path | None = None,
+        seed: int = 0,
         judge: Recognizer | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)),
         discriminator_optimizer: OptimizerCallable | None = None,
@@ -113,10 +123,15 @@ class GreedySearchModule(FaceModule):
         self.strategy = strategy or Hybrid()
         self.budget = budget
         self.people = people
+        self.bank = bank
+        self.seed = seed
         self.generator = DCGANGenerator(latent_dim, image_size, width)  # G
-        self.discriminator = DCGANDiscriminator(image_size, discriminator_width)  # D
+        self.discriminator = DCGANDiscriminator(image_size, discriminator_width).apply(dcgan_init)  # D
         if judge is not None:
             self.frechet = FrechetInceptionDistance(_Embedding(judge), normalize=True)
+            self.variety = nn.ModuleDict(
+                {name: MeanPairDistance(judge.embedding_dim) for name in ("real", "generated")}
+            )
 
     @property
     def phases(self) -> Mapping[str, nn.Module]:
@@ -130,12 +145,18 @@ class GreedySearchModule(FaceModule):
 
     def phase_optimizer(self, name: str) -> OptimizerCallable:
         """D may have an optimiser of its own."""
-        return self.discriminator_optimizer or self.optimizer if name == "discriminator" else self.optimizer
+        if name == "discriminator" and self.discriminator_optimizer is not None:
+            return self.discriminator_optimizer
+        return self.optimizer
 
     # ------------------------------------------------------------------------------------------------------- training
 
     def step(self, batch: FaceBatch) -> None:
-        """One batch of a GAN: `L_D` for D; the adversarial loss that does not saturate, and L_identity, for G."""
+        """One batch of a GAN: L_D for D; for G the adversarial loss, and on demand the identity-preserving one.
+
+        Li & Luo (section 2.1) print `log(1 - D(G(z)))` for G, whose gradient vanishes while D is sure; `-log D(G(z))`
+        has the same fixed point and is what DCGAN, which they use, minimises.
+        """
         image = batch["image"]
         latents = torch.rand(len(image), self.latent_dim, device=image.device) * 2 - 1
         result = self.generator(latents)
@@ -160,7 +181,8 @@ class GreedySearchModule(FaceModule):
 
     def latent_generator(self) -> Generator:
         """What is searched: a copy of G with its averaged weights, in evaluation mode, with the prior U(-1, 1)."""
-        return Generator(copy.deepcopy(self.trained("generator")), self.latent_dim)
+        network = copy.deepcopy(self.trained("generator"))
+        return Generator(network, self.latent_dim, gradient_fingerprints=self.gradient_fingerprints)
 
     @torch.no_grad()
     def forward(self, latents: Tensor) -> Tensor:
@@ -192,19 +214,11 @@ class GreedySearchModule(FaceModule):
             return
         place = (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
         faces = self(self.fixed_latents(len(batch["image"]), place))
-        for images, real in ((batch["image"], True), (faces, False)):
-            self.frechet.update((images + 1) / 2, real=real)
-            self._embeddings[real].append(self.judge(images))
+        for images, name in ((batch["image"], "real"), (faces, "generated")):
+            self.frechet.update((images + 1) / 2, real=name == "real")
+            self._variety[name].update(self.judge(images))
 
     test_step = validation_step
-
-    def on_validation_epoch_start(self) -> None:
-        """Start the evaluation anew."""
-        self._embeddings: dict[bool, list[Tensor]] = {True: [], False: []}
-        if self.judge is not None:
-            self.frechet.reset()
-
-    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/faces/...`."""
@@ -215,17 +229,19 @@ class GreedySearchModule(FaceModule):
         self._log_faces("test")
 
     def _log_faces(self, stage: str) -> None:
+        """The judge's Fréchet distance, and how far two faces are from each other on average, of all ranks' faces."""
         if self.judge is None:
             return
-        if min(int(self.frechet.real_features_num_samples), int(self.frechet.fake_features_num_samples)) < 2:
-            return
-        figures = {"frechet_distance": self.frechet.compute()}
-        for name, real in (("generated", False), ("real", True)):
-            embeddings = torch.cat(self._embeddings[real])
-            figures[f"variety_{name}"] = torch.pdist(embeddings).square().mean()
-        self.log_dict(
-            {f"{stage}/faces/{name}": value.to(self.device) for name, value in figures.items()}, sync_dist=True
-        )
+        figures = {f"variety_{name}": metric.compute() for name, metric in self._variety.items()}
+        if all(torch.isfinite(value) for value in figures.values()):  # two faces or more, on all ranks together
+            figures["frechet_distance"] = self.frechet.compute()
+            self.log_dict({f"{stage}/faces/{name}": value.to(self.device) for name, value in figures.items()})
+        for metric in (self.frechet, *self._variety.values()):
+            metric.reset()
+
+    @property
+    def _variety(self) -> dict[str, MeanPairDistance]:
+        return {name: cast(MeanPairDistance, metric) for name, metric in self.variety.items()}
 
     # ------------------------------------------------------------------------------------------------------ prediction
 
@@ -233,61 +249,73 @@ class GreedySearchModule(FaceModule):
         """Nobody is known yet."""
         if (self.recognizer or self.judge) is None:
             raise ValueError("prediction searches for people, by a recogniser: give model.recognizer or model.judge")
-        self._photos: dict[int, list[Tensor]] = defaultdict(list)
+        self._photos: dict[int, dict[int, Tensor]] = defaultdict(dict)
 
     def predict_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Take the photos of people who are known."""
-        seen = set()
-        for image, person, index in zip(
-            batch["image"], batch["identity"].tolist(), batch["index"].tolist(), strict=True
-        ):
-            if person >= 0 and index not in seen:  # a photo comes once for each of its partners
-                self._photos[person].append(image)
-                seen.add(index)
+        people, rows = batch["identity"].tolist(), batch["index"].tolist()
+        for image, person, row in zip(batch["image"].cpu(), people, rows, strict=True):
+            if person >= 0:
+                self._photos[person][row] = image  # once, though it comes again with each of its partners
 
-    @torch.no_grad()
     def on_predict_epoch_end(self) -> None:
         """Search for everybody, and write what was found into `samples/predict/<person>` of the run's folder."""
-        photos = self._photos_of_all_ranks()
+        with torch.inference_mode(False):  # the search differentiates
+            self._search_for(self._photos_of_all_ranks())
+
+    def _search_for(self, everybody: dict[int, dict[int, Tensor]]) -> None:
         if not self.trainer.is_global_zero:
             return
-        chosen = sorted(photos, key=lambda person: (-len(photos[person]), person))[: self.people]
+        chosen = sorted(everybody, key=lambda person: (-len(everybody[person]), person))[: self.people]
         if not chosen:
             raise ValueError("the photos to predict on show nobody who is known: there is nobody to search for")
         guide = cast(Recognizer, self.recognizer or self.judge)
         judge = self.judge if self.recognizer is not None else None
-        images = {person: torch.stack(photos[person]).to(self.device) for person in chosen}
-        means = torch.stack([mean_embedding(guide(each)) for each in images.values()])
+        photos = {person: torch.stack([each for _, each in sorted(everybody[person].items())]) for person in chosen}
+        generator = self.latent_generator()
+        means = torch.stack([mean_embedding(guide.embed(images)) for images in photos.values()])
+        starts = None
+        if self.bank is not None:
+            bank = Bank(self.bank)
+            bank.check(generator, guide)
+            starts = bank.starts(means)
         total = self.budget * len(chosen)
-        scorer = Scorer(self.latent_generator(), guide, compile=total >= COMPILE_FROM)
-        started = time.monotonic()
-        with search_progress(total) if self.trainer.progress_bar_callback else nullcontext() as tell:
-            found = search(scorer, means, self.strategy, self.budget, progress=tell or (lambda *_: None))
-        seconds = (time.monotonic() - started) / len(chosen)
+        scorer = Scorer(generator, guide, compile=not self.strategy.uses_gradients and total >= COMPILE_FROM)
         folder = run_folder(self.trainer) / "samples" / "predict"
-        names = getattr(getattr(self.trainer, "datamodule", None), "identity_names", None)
-        recipe = {"checkpoint": str(self.trainer.ckpt_path), "strategy": repr(self.strategy), "budget": self.budget}
-        for (person, each), result in zip(images.items(), found, strict=True):
-            name = str(names[person] if names else person).replace("/", "-")
-            judged = None if judge is None else judge(each)
-            told = recipe | {"person": name}
-            wrote = write_found(
-                folder / name, result, to_picture(each), scorer.generator, guide, told, seconds, judge, judged
+        recipe = {"strategy": repr(self.strategy), "budget": self.budget, "seed": self.seed, "bank": self.bank}
+        if self.trainer.ckpt_path:
+            recipe["checkpoint"] = str(self.trainer.ckpt_path)
+        with search_progress(total) if self.trainer.progress_bar_callback else nullcontext() as tell:
+            found = search(
+                scorer,
+                means,
+                self.strategy,
+                self.budget,
+                self.seed,
+                starts,
+                journal=folder / JOURNAL,
+                progress=tell or (lambda *_: None),
             )
-            rank_zero_info(f"{name:32} distance {wrote['distance']:.4f} from {len(each)} photos")
+        names = getattr(getattr(self.trainer, "datamodule", None), "identity_names", None)
+        for (person, images), result in zip(photos.items(), found, strict=True):
+            name = str(names[person] if names else person).replace("/", "-")
+            judged = None if judge is None else judge.embed(images)
+            told = recipe | {"person": name}
+            write_found(folder / name, result, to_picture(images), generator, guide, told, judge, judged)
+            rank_zero_info(f"{name:32} distance {result.distance:.4f} from {len(images)} photos")
+        shutil.rmtree(folder / JOURNAL)
         rank_zero_info(f"Found faces: {from_here(folder)}")
 
-    def _photos_of_all_ranks(self) -> dict[int, list[Tensor]]:
-        """Everybody's photos (3, S, S), on the CPU, on every rank."""
-        own = {person: [image.cpu() for image in images] for person, images in self._photos.items()}
-        if self.trainer.world_size == 1:
-            return own
-        parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, own)
-        photos: dict[int, list[Tensor]] = defaultdict(list)
+    def _photos_of_all_ranks(self) -> dict[int, dict[int, Tensor]]:
+        """Everybody's photos (3, S, S), on the CPU, by person and row of the data set, on every rank."""
+        parts: list[Any] = [self._photos]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, dict(self._photos))
+        photos: dict[int, dict[int, Tensor]] = defaultdict(dict)
         for part in parts:
             for person, images in part.items():
-                photos[person] += images
+                photos[person] |= {row: image.clone() for row, image in images.items()}  # no tensor of inference
         return photos
 
 

@@ -29,7 +29,7 @@ class DCGANGenerator(nn.Module):
             last = next_channels == 3
             layers.append(nn.ConvTranspose2d(channels, next_channels, 4, stride=2, padding=1, bias=last))
         self.layers = nn.Sequential(*layers, nn.Tanh())
-        self.apply(_dcgan_init)
+        self.apply(dcgan_init)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Latents (B, L) to images (B, 3, S, S) in [-1, 1]."""
@@ -65,9 +65,9 @@ class DCGANDiscriminator(nn.Module):
         return features, self.head(features).float().squeeze(1)
 
 
-def _dcgan_init(module: nn.Module) -> None:
-    """DCGAN's start: N(0, 0.02) weights, N(1, 0.02) scales of batch norm."""
-    if isinstance(module, nn.Linear | nn.ConvTranspose2d):
+def dcgan_init(module: nn.Module) -> None:
+    """DCGAN's start, for `network.apply`: N(0, 0.02) weights, N(1, 0.02) scales of batch norm."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, std=0.02)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, mean=1.0, std=0.02)

@@ -10,17 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from data_modules.base import FaceDataModule
-from data_modules.batch import to_float
 from data_modules.photos import PhotoError, Pixels, read_photos
-from idface.checkpoints import load_generator
+from idface.checkpoints import best_device, load_generator
 from idface.latent.bank import Bank, Statistics, build_bank, fresh_latents
 from idface.latent.scoring import COMPILE_FROM, Precision, Scorer
 from idface.names import class_path, data_modules
 from idface.protocols.photos import write_csv
-from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 
 log = logging.getLogger(__name__)
@@ -61,9 +58,9 @@ def build(
     Raises:
         ValueError, OSError: what `load_generator`, `build_recognizer` and `build_bank` raise.
     """
-    generator = load_generator(checkpoint).to(_device())
+    generator = load_generator(checkpoint).to(best_device())
     compile = size >= COMPILE_FROM if compile is None else compile
-    scorer = Scorer(generator, build_recognizer(recognizer), BATCH, precision, compile)
+    scorer = Scorer(generator, build_recognizer(recognizer), precision=precision, compile=compile)
     columns = (
         TextColumn("Building the bank"),
         BarColumn(),
@@ -119,7 +116,7 @@ def report(
     if (root is None) != (data == "orl"):
         raise ValueError(f"--data {data} {'takes no' if root else 'needs a'} --root")
     bank = Bank(folder)
-    generator = load_generator(checkpoint).to(_device())
+    generator = load_generator(checkpoint).to(best_device())
     network = build_recognizer(recognizer).to(generator.device)
     bank.check(generator, network)
     module = pkgutil.resolve_name({**data_modules(), "orl": class_path("ORLDataModule")}[data])
@@ -127,7 +124,7 @@ def report(
     photos = _read_some(module(**options) if root is None else module(root, **options), targets, bank.settings.seed)
     embeddings = {
         "generated": Scorer(generator, network, BATCH, "float32").exact(fresh_latents(bank, generator, targets)),
-        data: _embed(network, photos),
+        data: network.embed(torch.from_numpy(photos).movedim(-1, 1)),
     }
     nearest = {kind: bank.nearest(each)[0].squeeze(1).clamp(min=0) for kind, each in embeddings.items()}
     table = {
@@ -154,14 +151,6 @@ def _read_some(data: FaceDataModule, count: int, seed: int) -> Pixels:
     if len(pictures) < count:
         log.warning("only %d of %d photos can be used; all of them are targets", len(pictures), len(photos))
     return np.stack(pictures)
-
-
-@torch.no_grad()
-def _embed(recognizer: Recognizer, pictures: Pixels) -> Tensor:
-    """Unit embeddings (N, D) of pictures (N, S, S, 3), on the recogniser's device."""
-    device = next(recognizer.parameters()).device
-    parts = torch.from_numpy(pictures).movedim(-1, 1).split(BATCH)
-    return torch.cat([recognizer(to_float(part.to(device))) for part in parts])
 
 
 Table = dict[str, dict[str, Statistics]]
@@ -200,7 +189,3 @@ def _as_text(bank: Bank, table: Table, data: str) -> str:
         f"{PUBLISHED['ratio']}"
     )
     return "\n".join(lines)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from idface.checkpoints import CheckpointError, load_generator, load_model
+from idface.checkpoints import CheckpointError, best_device, load_generator, load_model
 from idface.latent.arithmetic import Directions, EditMeasure, FaceMeter, find_directions, load_directions, measure_edit
 from idface.latent.generators import Generator
 from idface.latent.results import standing
@@ -108,7 +108,7 @@ def edit(
     if checkpoint is None:
         raise ValueError(f"--checkpoint is missing, and --latent {latent} names none: give the generator's")
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     meter = FaceMeter(_load_network(classifier), device)
     columns = {name: meter.index(name) for name in strengths}  # a misspelt name is told before anything is made
     if len(set(columns.values())) < len(columns):

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from data_modules.photos import Rejected
+from idface.checkpoints import best_device
 from idface.latent.inversion import Inverted, default_guide_layer, invert_pixels
 from idface.latent.results import standing
 from idface.latent.scoring import distance_from_mean
@@ -23,7 +23,6 @@ from idface.recognition.build import build_recognizer
 log = logging.getLogger(__name__)
 
 _READ_AT = 160  # pixels: what recognisers look at, however small the picture to make
-_BATCH = 32
 
 
 def invert(
@@ -69,7 +68,7 @@ def invert(
         raise ValueError(f"--guide-layer {guide_layer} is of no use without --guide PHOTO")
     if guide is not None and not guide.is_file():
         raise ValueError(f"--guide {guide} is a folder, expected one photo")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     network = _network(recognizer).to(device)
     independent = None if judge is None else _network(judge).to(device)
     if independent is not None and independent.fingerprint() == network.fingerprint():
@@ -81,8 +80,8 @@ def invert(
     photos = read_faces(target, "--target", read_at, detector, rejected, out)
     guides = None if guide is None else read_faces(guide, "--guide", read_at, detector, rejected, out)
     write_rejected(out, rejected)
-    names = photos.names if each else [target.stem]
-    people = _people(network, photos, device, each)
+    names = photos.names if each else [target.resolve().stem]
+    people = _people(network, photos, each)
     with Progress(transient=True) as bar:
         task = bar.add_task("Descending", total=steps)
         found = invert_pixels(
@@ -107,7 +106,7 @@ def invert(
     judged = _judged(network, found.images, people, is_independent=False)
     lines = [judged]
     if independent is not None:
-        people = _people(independent, photos, device, each)
+        people = _people(independent, photos, each)
         lines.append(_judged(independent, found.images, people, is_independent=True))
     results = [{"name": name, "judges": list(rows)} for name, *rows in zip(names, *lines, strict=True)]
     content = json.dumps({**settings, "photos": len(photos.names), "results": results}, indent=2, default=str)
@@ -119,18 +118,16 @@ def _network(recognizer: str | Recognizer) -> Recognizer:
     return build_recognizer(recognizer) if isinstance(recognizer, str) else recognizer
 
 
-@torch.no_grad()
-def _people(recognizer: Recognizer, photos: Faces, device: torch.device, each: bool) -> Tensor:
+def _people(recognizer: Recognizer, photos: Faces, each: bool) -> Tensor:
     """Unit embeddings (N, D) of photos, or their mean (1, D): what distances to a person are measured from."""
-    embeddings = torch.cat([recognizer(part) for part in photos.tensor(device).split(_BATCH)])
+    embeddings = recognizer.embed(photos.tensor())
     return embeddings if each else embeddings.mean(0, keepdim=True)
 
 
-@torch.no_grad()
 def _judged(recognizer: Recognizer, images: Tensor, people: Tensor, is_independent: bool) -> list[dict[str, Any]]:
     """What a recogniser says of results (T, 3, S, S) whose people are (T, D), as they are written: in 8 bits."""
     written = (images * 127.5).round() / 127.5
-    embeddings = torch.cat([recognizer(part) for part in written.split(_BATCH)])
+    embeddings = recognizer.embed(written)
     weights = {"weights": recognizer.fingerprint(), "is_independent": is_independent}
     distances = distance_from_mean(embeddings, people).clamp(min=0).tolist()
     return [standing(recognizer, distance) | weights for distance in distances]

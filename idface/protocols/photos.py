@@ -90,8 +90,10 @@ def _face(file: Path, size: int, detector: FaceDetector | None) -> Picture:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table as CSV."""
-    with path.open("w", newline="") as file:
+    """A table as CSV, there whole or as it was before."""
+    unfinished = path.with_name(f".{path.name}.part")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+    unfinished.replace(path)

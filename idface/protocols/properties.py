@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from idface.checkpoints import load_generator
+from idface.checkpoints import best_device, load_generator
 from idface.latent.generators import Generator
 from idface.latent.properties import QUANTILES, Properties, Property, Spread, measure_properties, variant
 from idface.latent.scoring import Scorer
@@ -52,7 +52,7 @@ def properties(
     Raises:
         ValueError, OSError: what `load_generator`, `build_recognizer` and `measure_properties` raise.
     """
-    generator = load_generator(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    generator = load_generator(checkpoint).to(best_device())
     network = build_recognizer(recognizer) if isinstance(recognizer, str) else recognizer
     calibration = network.everyday
     threshold = None if calibration is None else calibration.unit.best_threshold

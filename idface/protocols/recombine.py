@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from data_modules.photos import Rejected
-from idface.checkpoints import CheckpointError, load_model
+from idface.checkpoints import CheckpointError, best_device, load_model
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic, to_picture
 from idface.protocols.photos import read_faces, write_csv, write_rejected
@@ -51,7 +51,7 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         raise CheckpointError(
             f"recombination takes a checkpoint of OpenSetIPGAN; {checkpoint} is of {type(model).__name__}"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model.to(device)
     rejected: list[Rejected] = []
     detector = FaceDetector(device) if align else None

@@ -1,9 +1,7 @@
 """`idface search`: the face of a given person in a generator (Li & Luo; Vendrow & Singhal)."""
 
-import csv
 import logging
 import shutil
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,21 +9,19 @@ import numpy as np
 import torch
 
 from data_modules.photos import Rejected
-from idface.checkpoints import load_generator
+from idface.checkpoints import best_device, load_generator
 from idface.latent.bank import Bank
+from idface.latent.generators import Generator
 from idface.latent.results import captioned, faces_of, search_progress, write_found
 from idface.latent.scoring import COMPILE_FROM, Precision, Scorer
-from idface.latent.search import STARTS, Found, mean_embedding, search
+from idface.latent.search import JOURNAL, Found, mean_embedding, search
 from idface.latent.strategies import STRATEGIES
 from idface.pictures import Picture, mark_synthetic, save_synthetic
-from idface.protocols.photos import Faces, read_faces, write_rejected
+from idface.protocols.photos import Faces, read_faces, write_csv, write_rejected
 from idface.recognition.alignment import FaceDetector
-from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 
 log = logging.getLogger(__name__)
-
-JOURNAL = "journal"
 
 
 class Person(NamedTuple):
@@ -74,7 +70,7 @@ def search_photos(
     Raises:
         CheckpointError, ValueError, FileNotFoundError: an argument cannot be used; the message says why.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     generator = load_generator(checkpoint).to(device)
     guide = build_recognizer(recognizer).to(device)
     judging = None if judge is None else build_recognizer(judge).to(device)
@@ -88,21 +84,19 @@ def search_photos(
     rejected: list[Rejected] = []
     people = _read_people(target, generator.image_size, FaceDetector(device) if align else None, rejected, out)
     write_rejected(out, rejected)
-    means = torch.stack([mean_embedding(_embedded(guide, person, device)) for person in people])
+    means = torch.stack([mean_embedding(guide.embed(person.faces.tensor())) for person in people])
     method = STRATEGIES[strategy]()
     starts = None
     if opened is not None and not method.uses_bank:
         log.warning("--bank: %s draws its own start and makes no use of a bank", strategy)
     elif opened is not None:
-        _, rows = opened.nearest(means, k=min(STARTS, len(opened)))
-        starts = torch.stack([opened.latents(row) for row in rows])
+        starts = opened.starts(means)
 
-    scorer = Scorer(generator, guide, precision=precision, compile=_worth(compile, budget * len(people)))
-    started = time.monotonic()
+    if compile is None:
+        compile = not method.uses_gradients and budget * len(people) >= COMPILE_FROM
+    scorer = Scorer(generator, guide, precision=precision, compile=compile)
     with search_progress(budget * len(people)) as tell:
         found = search(scorer, means, method, budget, seed, starts, journal=out / JOURNAL, progress=tell)
-    seconds = time.monotonic() - started
-
     recipe: dict[str, Any] = {"checkpoint": checkpoint, "strategy": repr(method), "budget": budget, "seed": seed}
     recipe |= {"recognizer": guide.name, "precision": scorer.precision, "bank": bank and str(bank)}
     rows_out: list[dict[str, Any]] = []
@@ -114,15 +108,12 @@ def search_photos(
             generator,
             guide,
             recipe | {"target": str(target), "person": person.name},
-            seconds / len(people),  # all are searched for together
             judging,
-            None if judging is None else _embedded(judging, person, device),
+            None if judging is None else judging.embed(person.faces.tensor()),
         )
         rows_out.append({"person": person.name, **_flat(result)})
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows_out[0]))
-        writer.writeheader()
-        writer.writerows(rows_out)
+        print(_in_words(person.name, result))
+    write_csv(out / "results.csv", list(rows_out[0]), [list(row.values()) for row in rows_out])
     save_synthetic(_overview(people, found, generator), out / "overview.png", recipe)
     shutil.rmtree(out / JOURNAL, ignore_errors=True)  # all that came of it is written
     return out / "overview.png"
@@ -134,11 +125,12 @@ def _read_people(
     """The person of a photo or of a folder of photos, or those of a folder of folders."""
     option = "--target"
     made = out.resolve()
-    folders = sorted(p for p in target.iterdir() if p.is_dir() and p.resolve() != made) if target.is_dir() else []
+    inside = sorted(p for p in target.iterdir() if not p.name.startswith(".")) if target.is_dir() else []
+    folders = [path for path in inside if path.is_dir() and path.resolve() != made]
     if not folders:
         name = target.stem if target.is_file() else target.resolve().name
         return [Person(name, read_faces(target, option, size, detector, rejected, out))]
-    if loose := [path for path in target.iterdir() if path.is_file() and not path.name.startswith(".")]:
+    if loose := [path for path in inside if path.is_file()]:
         raise ValueError(
             f"{option} {target}: holds both folders and files, '{loose[0].name}' among them. Give a photo, a folder "
             "with the photos of one person, or a folder with nothing but a folder for each person"
@@ -154,16 +146,6 @@ def _read_people(
     return people
 
 
-@torch.no_grad()
-def _embedded(recognizer: Recognizer, person: Person, device: torch.device) -> torch.Tensor:
-    """Unit embeddings (P, D) of a person's photos."""
-    return torch.cat([recognizer(part) for part in person.faces.tensor(device).split(64)])
-
-
-def _worth(compile: bool | None, evaluations: int) -> bool:
-    return evaluations >= COMPILE_FROM if compile is None else compile
-
-
 def _flat(result: dict[str, Any]) -> dict[str, Any]:
     """A result without a table in it: what the judge says gets names of its own."""
     judged = result.get("judge", {})
@@ -172,7 +154,15 @@ def _flat(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _overview(people: list[Person], found: list[Found], generator: Any) -> Picture:
+def _in_words(name: str, result: dict[str, Any]) -> str:
+    text = f"{name}: distance {result['distance']:.4f} from {result['photos']} photos by {result['recognizer']}"
+    if "threshold" in result:
+        text += f"; nearer are {result['same_person_pairs_nearer_percent']:.0f} % of same-person pairs and "
+        text += f"{result['different_person_pairs_nearer_percent']:.1f} % of different-person pairs"
+    return f"{text}; {result['evaluations']:,} evaluations, {result['seconds']:.1f} s"
+
+
+def _overview(people: list[Person], found: list[Found], generator: Generator) -> Picture:
     """A row a person: a photo, and the face found."""
     faces = faces_of(generator, torch.stack([each.latent for each in found]))
     pairs = [

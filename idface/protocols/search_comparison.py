@@ -9,25 +9,28 @@ generator's training set are left out. What has been measured is kept in `DIR/re
 import argparse
 import csv
 import json
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.progress import Progress
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_modules.batch import to_float
 from data_modules.photos import Photo
 from data_modules.prepared import PreparedDataModule
-from idface.checkpoints import load_generator
+from idface.checkpoints import best_device, load_generator
 from idface.latent.bank import Bank
-from idface.latent.results import captioned, faces_of
+from idface.latent.results import captioned, faces_of, is_independent
 from idface.latent.scoring import Scorer, distance_from_mean
-from idface.latent.search import STARTS, Found, mean_embedding, search
+from idface.latent.search import mean_embedding, search
 from idface.latent.strategies import STRATEGIES
 from idface.pictures import Picture, mark_synthetic, save_synthetic
 from idface.protocols.photos import write_csv
@@ -36,6 +39,8 @@ from idface.recognition.build import KINDS, build_recognizer
 
 BUDGETS = (1_000, 10_000, 50_000)
 RESULTS = "results.csv"
+PEOPLE = "people.csv"
+PEOPLE_HEADER = ("strategy", "budget", "photos", "person", "distance", "judge_distance")
 
 
 class Target(NamedTuple):
@@ -92,23 +97,23 @@ def choose_people(
         calibration = guide.everyday
         if calibration is None:
             raise ValueError(f"--apart-from: no threshold of {guide.name} is known; see idface.protocols.verification")
-        others = _all_embeddings(apart_from, guide)
-        means = torch.stack([mean_embedding(_embedded(guide, target.photos)) for target in candidates])
-        nearest = distance_from_mean(others[:, None], means).amin(0)  # (T,)
-        candidates = [
-            target for target, near in zip(candidates, nearest, strict=True) if near > calibration.unit.best_threshold
-        ]
+        others = _all_embeddings(apart_from, guide)  # (N, D)
+        means = torch.stack([mean_embedding(_embedded(guide, target.photos)) for target in candidates])  # (T, D)
+        nearest = 2 - 2 * (others @ means.T).amax(0)
+        far = (nearest > calibration.unit.best_threshold).tolist()
+        candidates = [target for target, is_far in zip(candidates, far, strict=True) if is_far]
     if len(candidates) < count:
-        raise ValueError(f"--people {count}: {len(candidates)} people have {photos} photos and look like nobody else")
+        raise ValueError(
+            f"--people {count}: {len(candidates)} people have {photos} photos"
+            + (" and look like nobody in --apart-from" if apart_from else "")
+            + ": ask for fewer people or --photos, or give a larger --root"
+        )
     return [candidates[row] for row in np.linspace(0, len(candidates) - 1, count).round().astype(int)]
 
 
-@torch.no_grad()
 def _embedded(recognizer: Recognizer, pictures: Picture) -> Tensor:
     """Unit embeddings (N, D), on the CPU, of pictures (N, S, S, 3)."""
-    device = next(recognizer.parameters()).device
-    images = to_float(torch.from_numpy(pictures).movedim(-1, 1))
-    return torch.cat([recognizer(part.to(device)).cpu() for part in images.split(64)])
+    return recognizer.embed(torch.from_numpy(pictures).movedim(-1, 1)).cpu()
 
 
 def _all_embeddings(data: PreparedDataModule, recognizer: Recognizer) -> Tensor:
@@ -147,22 +152,24 @@ def compare(
         for count in photo_counts:
             chosen = [Target(target.name, target.photos[:count]) for target in people]
             means = torch.stack([mean_embedding(_embedded(scorer.recognizer, target.photos)) for target in chosen])
-            starts = None
-            if bank is not None:
-                _, rows = bank.nearest(means, k=min(STARTS, len(bank)))
-                starts = torch.stack([bank.latents(row) for row in rows])
-            found_by: dict[str, list[Found]] = {}
+            starts = None if bank is None else bank.starts(means)
             for name in strategies:
                 if (name, budget, count) in done:
                     continue
-                cell, found_by[name] = _measure(scorer, chosen, means, name, budget, starts, judge)
+                cell, latents, each = _measure(scorer, chosen, means, name, budget, starts, judge)
+                save_file({"latents": latents}, _latents_file(out, cell))
+                write_csv(out / PEOPLE, PEOPLE_HEADER, [*_read_rows(out / PEOPLE), *each])
                 cells.append(cell)
                 write_csv(out / RESULTS, Cell._fields, cells)
                 print(_in_words(cell), flush=True)
-            if len(found_by) == len(strategies):
-                picture = _picture(scorer, chosen, found_by)
-                save_synthetic(picture, out / f"faces-{budget}-{count}.png", recipe | {"budget": budget})
+            shown = [cell for cell in cells if (cell.budget, cell.photos) == (budget, count)]
+            picture = _picture(scorer, chosen, {cell.strategy: load_file(_latents_file(out, cell)) for cell in shown})
+            save_synthetic(picture, out / f"faces-{budget}-{count}.png", recipe | {"budget": budget})
     return cells
+
+
+def _latents_file(out: Path, cell: Cell) -> Path:
+    return out / f"latents-{cell.strategy}-{cell.budget}-{cell.photos}.safetensors"
 
 
 def _measure(
@@ -173,7 +180,8 @@ def _measure(
     budget: int,
     starts: Tensor | None,
     judge: Recognizer | None,
-) -> tuple[Cell, list[Found]]:
+) -> tuple[Cell, Tensor, list[tuple[object, ...]]]:
+    """One cell, the latents found (T, L), and a row for each person."""
     strategy = STRATEGIES[name]()
     _reset_peak_memory(scorer.device)
     started = time.perf_counter()
@@ -188,28 +196,40 @@ def _measure(
             progress=lambda count, _: bar.update(task, completed=count),
         )
     seconds = time.perf_counter() - started
-    distances = [each.distance for each in found]
-    judged: tuple[float | str, float | str] = ("", "")
+    latents = torch.stack([each.latent for each in found])
+    distances = torch.tensor([each.distance for each in found])
+    judged: Tensor | None = None
     if judge is not None:
-        faces = faces_of(scorer.generator, torch.stack([each.latent for each in found]))
         own = torch.stack([mean_embedding(_embedded(judge, target.photos)) for target in people])
-        values = distance_from_mean(_embedded(judge, faces), own)
-        judged = (float(values.mean()), float(values.std()))
+        judged = distance_from_mean(_embedded(judge, faces_of(scorer.generator, latents)), own)
     evaluations = sum(each.evaluations for each in found)
     cell = Cell(
         name,
         budget,
         len(people[0].photos),
         len(people),
-        float(np.mean(distances)),
-        float(np.std(distances, ddof=1)) if len(distances) > 1 else 0.0,
+        float(distances.mean()),
+        float(distances.std()) if len(found) > 1 else 0.0,
         evaluations // len(found),
         evaluations / seconds,
         seconds,
         _peak_memory(scorer.device),
-        *judged,
+        "" if judged is None else float(judged.mean()),
+        "" if judged is None else float(judged.std()) if len(found) > 1 else 0.0,
     )
-    return cell, found
+    values = zip(people, distances.tolist(), [""] * len(found) if judged is None else judged.tolist(), strict=True)
+    rows: list[tuple[object, ...]] = [
+        (name, budget, cell.photos, target.name, distance, by_judge) for target, distance, by_judge in values
+    ]
+    return cell, latents, rows
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """The rows of a table below its header; none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
 
 
 def _read_cells(path: Path) -> list[Cell]:
@@ -234,30 +254,32 @@ def _in_words(cell: Cell) -> str:
     return text + (f", judge {cell.judge_distance_mean:.4f}" if cell.judge_distance_mean != "" else "")
 
 
-def _picture(scorer: Scorer, people: Sequence[Target], found: dict[str, list[Found]]) -> Picture:
+def _picture(scorer: Scorer, people: Sequence[Target], found: dict[str, dict[str, Tensor]]) -> Picture:
     """A row a person: a photo, and what each strategy has found."""
+    faces = {name: faces_of(scorer.generator, tensors["latents"]) for name, tensors in found.items()}
     rows = []
     for row, target in enumerate(people):
-        latents = torch.stack([results[row].latent for results in found.values()])
-        faces = [mark_synthetic(face) for face in faces_of(scorer.generator, latents)]
-        captions = [target.name.replace("_", " ")[:11]]
-        captions += [f"{name}\n{results[row].distance:.3f}" for name, results in found.items()]
-        rows.append(captioned([target.photos[0], *faces], captions))
+        shown = [target.photos[0], *(mark_synthetic(each[row]) for each in faces.values())]
+        rows.append(captioned(shown, [target.name.replace("_", " ")[:11], *faces]))
     return np.concatenate(rows)
 
 
 def _reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the highest resident size starts anew
+        return
+    with suppress(OSError):  # Linux lets the highest resident size start anew; elsewhere it is the process's so far
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1024
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -276,7 +298,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     options = parser.parse_args(arguments)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("people", "photos", "budgets"):
+        if np.min(getattr(options, name)) < 1:
+            parser.error(f"--{name} counts from 1")
+    device = best_device()
     generator = load_generator(options.checkpoint).to(device)
     guide = build_recognizer(options.recognizer).to(device)
     judge = None if options.judge is None else build_recognizer(options.judge).to(device)
@@ -289,12 +314,13 @@ def main(arguments: list[str] | None = None) -> None:
     data = PreparedDataModule(options.root, image_size=size)
     people = choose_people(data, options.people, max(options.photos), guide, apart)
     scorer = Scorer(generator, guide, compile=True)
-    recipe: dict[str, Any] = {
-        "generator": generator.fingerprint(),
-        "recognizer": guide.name,
-        "precision": scorer.precision,
-    }
-    recipe |= {"judge": judge and judge.name, "bank": bank and len(bank), "root": options.root, "device": str(device)}
+    if judge is not None and not is_independent(judge, guide, generator):
+        parser.error(f"--judge {options.judge}: it guides the search or trained the generator, so it cannot judge")
+    recipe: dict[str, Any] = {"generator": generator.fingerprint(), "precision": scorer.precision, "seed": 0}
+    recipe |= {"recognizer": f"{guide.name} {guide.fingerprint()}", "root": options.root}
+    recipe |= {"judge": judge and f"{judge.name} {judge.fingerprint()}", "apart_from": options.apart_from}
+    recipe |= {"bank": bank and {"size": len(bank), **asdict(bank.settings)}, "device": str(device)}
+    recipe |= {"strategies": {name: repr(STRATEGIES[name]()) for name in options.strategies}}
     compare(scorer, people, options.out, options.strategies, options.budgets, options.photos, bank, judge, recipe)
 
 

@@ -64,6 +64,21 @@ class Recognizer(nn.Module, ABC):
         """
         return self.features(image, ["embedding"])["embedding"]
 
+    @torch.no_grad()
+    def embed(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Embed any number of aligned faces, batch by batch and without gradients.
+
+        Args:
+            images: (N, 3, H, W), N at least 1, uint8 in [0, 255] or floating point in [-1, 1], on any device.
+            batch_size: how many go through at once.
+
+        Returns:
+            (N, D) float32 of length 1, on the recogniser's device.
+        """
+        device = next(self.parameters()).device
+        parts = (part.to(device) for part in images.split(batch_size))
+        return torch.cat([self(part if part.is_floating_point() else part / 127.5 - 1) for part in parts])
+
     def features(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Intermediate features of aligned faces; the network runs only as far as the highest one asked for.
 
@@ -124,9 +139,7 @@ class Recognizer(nn.Module, ABC):
         Raises:
             LookupError: no calibration is stored for these weights and none was assigned.
         """
-        if self._calibration is None:
-            self._calibration = stored_calibration(self.name, self.fingerprint())
-        return self._calibration
+        return self._calibration or stored_calibration(self.name, self.fingerprint())
 
     @calibration.setter
     def calibration(self, calibration: Calibration) -> None:
@@ -139,12 +152,15 @@ class Recognizer(nn.Module, ABC):
 
     @property
     def everyday(self) -> Calibration | None:
-        """As `calibration`, but on photos from anywhere (LFW) where that was measured; None if neither was."""
-        try:
-            return stored_calibration(self.name, self.fingerprint(), "LFW")
-        except LookupError:
+        """Distances of photos from anywhere: the calibration that was assigned, else LFW's if it is kept, else ORL's.
+
+        None if there is none of these.
+        """
+        if self._calibration is not None:
+            return self._calibration
+        for set_name in ("LFW", "ORL"):
             with suppress(LookupError):
-                return self.calibration
+                return stored_calibration(self.name, self.fingerprint(), set_name)
         return None
 
     def freeze(self) -> Self:

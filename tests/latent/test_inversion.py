@@ -138,3 +138,16 @@ def test_progress_tells_every_step() -> None:
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         invert(**options)
+
+
+def test_single_pixels_and_printed_sums_stay_reachable() -> None:
+    targets = F.normalize(torch.randn(1, 6, generator=torch.Generator().manual_seed(4)))
+    settled, literal, single = (
+        invert_pixels(Small(), targets, 16, 20, tv_weight=1.0, **options)
+        for options in ({}, {"literal_sums": True}, {"pyramid": False})
+    )
+    ratio = literal.history["variation"][0] / settled.history["variation"][0]
+    assert float(ratio) == pytest.approx((3 * 16 * 15) ** 0.5, rel=0.01)
+    assert not torch.allclose(settled.images, single.images, atol=1e-3)
+    coarse = [F.avg_pool2d(found.images - found.stages[0], 8).abs().mean() for found in (settled, single)]
+    assert coarse[0] > coarse[1]  # light and dark parts move faster with them

@@ -55,3 +55,17 @@ def test_the_guide_loss_is_a_mean_square_and_pulls_the_picture_alone() -> None:
     assert guide.grad is None
     assert features.grad is not None
     assert torch.allclose(features.grad, 2 * (features - guide).detach() / 16)
+
+
+def test_printed_sums_stay_reachable() -> None:
+    picture, other = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    p = picture.double().numpy()
+    printed = [np.sqrt(np.square(np.diff(x, axis=1)).sum() + np.square(np.diff(x, axis=2)).sum()) for x in p]
+    literal = total_variation_loss(picture, literal=True)
+    np.testing.assert_allclose(literal.numpy(), printed, rtol=1e-5)
+    assert (literal > 10 * total_variation_loss(picture)).all()
+    np.testing.assert_allclose(
+        guide_loss(picture, other, literal=True).numpy(),
+        np.square(p - other.double().numpy()).sum((1, 2, 3)),
+        rtol=1e-5,
+    )

@@ -1,14 +1,17 @@
 """Each loss against an independent computation of its equation."""
 
+from itertools import permutations
+
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from idface.losses.adversarial import discriminator_loss
+from idface.losses.adversarial import discriminator_loss, generator_loss
 from idface.losses.classification import identity_loss
-from idface.losses.matching import feature_matching_loss, reconstruction_loss
+from idface.losses.matching import feature_matching_loss, identity_preserving_loss, reconstruction_loss
 from idface.losses.variational import kl_divergence, sample_posterior
 
 
@@ -91,3 +94,36 @@ def test_identity_loss_of_unlabelled_images_alone_is_zero_with_a_zero_gradient()
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_the_generators_loss_is_minus_log_d() -> None:
+    logits = normal(7)
+    assert np.isclose(generator_loss(logits).item(), -logits.sigmoid().log().mean().item())
+    assert generator_loss(torch.tensor([-1e4])).item() == 1e4  # where log(0) would be infinite
+
+
+def test_generated_faces_are_assigned_one_to_one_where_they_cost_least() -> None:
+    real = [normal(5, 3, seed=1) * 2, normal(5, 4, seed=2)]
+    made = [normal(5, 3, seed=3).requires_grad_(), normal(5, 4, seed=4).requires_grad_()]
+    costs = [[float((a - b).square().sum()) for b in real[1]] for a in made[1]]
+    order = list(min(permutations(range(5)), key=lambda rows: sum(costs[i][j] for i, j in enumerate(rows))))
+    expected = np.mean(
+        [
+            np.square(a.detach().numpy() - b.numpy()[order]).mean() / b.numpy().var(0).mean()
+            for a, b in zip(made, real, strict=True)
+        ]
+    )
+    loss = identity_preserving_loss(made, real)
+    assert np.isclose(loss.item(), expected)
+    loss.backward()
+    assert all(feature.grad is not None and feature.grad.abs().sum() > 0 for feature in made)
+    shuffled = identity_preserving_loss(made, [feature[[3, 1, 4, 0, 2]] for feature in real])
+    assert torch.allclose(shuffled, loss)  # who stands where in the batch does not matter
+    assert identity_preserving_loss([real[0]], [real[0].flip(0)]).item() == 0
+
+
+def test_features_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="alike and at least one"):
+        identity_preserving_loss([normal(5, 3)], [normal(4, 3)])
+    with pytest.raises(ValueError, match="at least one"):
+        identity_preserving_loss([], [])

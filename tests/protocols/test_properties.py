@@ -49,7 +49,7 @@ def test_every_change_has_a_line_and_every_property_a_picture(tmp_path: Path) ->
 @pytest.mark.usefixtures("tiny")
 def test_a_known_recogniser_draws_its_threshold(tmp_path: Path) -> None:
     text = protocol.properties("a.ckpt", tmp_path, faces=3)
-    assert f"measured on {build_recognizer('dlib').calibration.data}" in text
+    assert f"measured on {build_recognizer('dlib').everyday.data}" in text
     assert "the generator makes one person" in text  # untrained
     assert json.loads((tmp_path / "properties.json").read_text())["noise_limit"] == 1
 

@@ -67,7 +67,7 @@ def test_a_person_in_several_photos(checkpoint: str, face_folder: Path, tmp_path
     history = [float(row["distance"]) for row in table(folder / "history.csv")]
     assert history == sorted(history, reverse=True)
     assert result["distance"] <= history[0]
-    assert not (tmp_path / "out" / "journal").exists()
+    assert not (tmp_path / "out" / ".journal").exists()
     with Image.open(folder / "strip.png") as strip:
         assert strip.height == 16 + 26
 
@@ -95,6 +95,7 @@ def test_several_people_and_another_judge(
     rows = table(tmp_path / "out" / "results.csv")
     assert [row["person"] for row in rows] == [f"person_{n}" for n in range(1, 7)]
     assert all(float(row["judge_distance"]) != float(row["distance"]) for row in rows)
+    assert {row["judge_is_independent"] for row in rows} == {"True"}
     assert np.asarray(Image.open(tmp_path / "out" / "overview.png")).shape[0] == 16 + 26
 
 
@@ -118,7 +119,6 @@ def test_bad_photos_are_listed_and_others_go_on(checkpoint: str, face_folder: Pa
 def test_a_stopped_search_goes_on(
     checkpoint: str, face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("idface.latent.search._SAVE_EVERY", 0)
     target = face_folder / "person_1"
     run(checkpoint, target, tmp_path / "whole", budget=200, strategy="annealed")
 
@@ -138,7 +138,7 @@ def test_a_stopped_search_goes_on(
     monkeypatch.setattr(protocol, "search", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, target, tmp_path / "out", budget=200, strategy="annealed")
-    assert list((tmp_path / "out" / "journal").glob("scores-*"))
+    assert list((tmp_path / "out" / ".journal").glob("scores-*"))
     monkeypatch.setattr(protocol, "search", search_latents)
     run(checkpoint, target, tmp_path / "out", budget=200, strategy="annealed")
     for name in ("history.csv", "face.png"):

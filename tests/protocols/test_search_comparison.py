@@ -1,5 +1,8 @@
 """The table of strategies and budgets."""
 
+import csv
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,8 @@ from PIL import Image
 
 from data_modules.prepared import PreparedDataModule
 from idface.latent.scoring import Scorer
-from idface.latent.search import mean_embedding
 from idface.latent.strategies import STRATEGIES
-from idface.protocols.search_comparison import Cell, Target, _embedded, _read_cells, choose_people, compare
+from idface.protocols.search_comparison import Cell, Target, _read_cells, choose_people, compare
 from idface.recognition.dlib_resnet import DlibResNet
 from tests.data_modules.test_prepared import KnownFaces, prepare
 from tests.latent.test_generators import Generator, network
@@ -52,18 +54,37 @@ def test_every_strategy_is_measured_on_the_same_people_once(faces: PreparedDataM
     def never(*_: object) -> torch.Tensor:
         raise AssertionError("measured again")
 
+    rows = list(csv.DictReader((tmp_path / "people.csv").open(newline="")))
+    assert len(rows) == 2 * len(cells)
+    for cell in cells:
+        own = [float(r["distance"]) for r in rows if (r["strategy"], r["photos"]) == (cell.strategy, str(cell.photos))]
+        assert sum(own) / 2 == pytest.approx(cell.distance_mean)
+
     small.distances = never  # type: ignore[method-assign]
+    (tmp_path / "faces-20-3.png").unlink()
     assert compare(*arguments) == cells
+    assert (tmp_path / "faces-20-3.png").exists()  # from the latents that were kept
     with pytest.raises(ValueError, match="comparison with other settings"):
         compare(*arguments[:-1], {"what": 2})
 
 
-def test_people_who_are_in_the_training_set_are_left_out(faces: PreparedDataModule) -> None:
+def test_people_who_are_in_the_training_set_are_left_out(
+    faces: PreparedDataModule, face_folder: Path, tmp_path: Path
+) -> None:
     guide = DlibResNet()
-    with pytest.raises(ValueError, match="--people 2: 0 people have 3 photos and look like nobody else"):
-        choose_people(faces, 2, 3, guide, faces)
-    chosen = choose_people(faces, 3, 3, guide, None)
-    assert [target.name for target in chosen] == sorted(target.name for target in chosen)
-    assert all(target.photos.shape == (3, 16, 16, 3) for target in chosen)
-    means = torch.stack([mean_embedding(_embedded(guide, target.photos)) for target in chosen])
-    assert means.shape == (3, 128)
+    everybody = choose_people(faces, 6, 3, guide, None)
+    assert [target.name for target in everybody] == [f"person_{number}" for number in range(1, 7)]
+    assert all(target.photos.shape == (3, 16, 16, 3) for target in everybody)
+    for number in (2, 5):  # two of them are in the other set as well
+        shutil.copytree(face_folder / f"person_{number}", tmp_path / "other" / f"person_{number}")
+    large, other = (  # so that they can be told apart
+        PreparedDataModule(str(prepare(KnownFaces, root, tmp_path / f"prepared-{root.name}", size=64)), image_size=64)
+        for root in (face_folder, tmp_path / "other")
+    )
+    guide.calibration = dataclasses.replace(
+        guide.calibration, unit=dataclasses.replace(guide.thresholds, best_threshold=0.05)
+    )
+    names = [target.name for target in choose_people(large, 4, 3, guide, other)]
+    assert names == ["person_1", "person_3", "person_4", "person_6"]
+    with pytest.raises(ValueError, match="--people 5: 4 people have 3 photos and look like nobody in --apart-from"):
+        choose_people(large, 5, 3, guide, other)
