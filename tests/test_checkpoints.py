@@ -1,12 +1,15 @@
 """From a checkpoint to a model that generates the same faces, and clear words where that cannot be."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import save_file
 
-from idface.checkpoints import CheckpointError, export_weights, find_checkpoint, load_model
+from idface.checkpoints import CheckpointError, export_weights, find_checkpoint, load_generator, load_model
+from idface.modules.greedy_search import GreedySearchModule
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.zoo import zoo_names
 from tests.modules.helpers import Batches, adam, small_data, small_ipgan, trainer
@@ -136,3 +139,18 @@ def test_a_model_whose_judge_is_not_to_be_had_still_generates(
     assert "without the model's judge" in caplog.text
     assert "gone.pth" in caplog.text
     assert export_weights(str(tmp_path / "moved.ckpt"), tmp_path / "kept.safetensors").is_file()
+
+
+def test_generating_needs_none_of_the_recognisers_of_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    absent = {"class_path": "idface.recognition.mobilefacenet.MobileFaceNet", "init_args": {"weights": "absent.pth"}}
+    size = {"latent_dim": 6, "image_size": 16, "width": 4, "discriminator_width": 4}
+    trained = GreedySearchModule(**size)
+    weights = {f"generator.{key}": value.contiguous() for key, value in trained.generator.state_dict().items()}
+    extra = {"identity_recognizer": absent, "identity_bfloat16": True, "recognizer": absent, "judge": absent}
+    recipe = {"class_path": "idface.modules.greedy_search.GreedySearchModule", "init_args": size | extra}
+    floats = {key: value for key, value in weights.items() if value.is_floating_point()}
+    save_file(floats, tmp_path / "kept.safetensors", {"recipe": json.dumps(recipe)})
+    generator = load_generator(str(tmp_path / "kept.safetensors"))
+    latents = torch.rand(2, 6)
+    assert torch.allclose(generator(latents), trained.latent_generator()(latents), atol=1e-6)
+    assert "goes on without the model's judge, recognizer, identity_recognizer" in caplog.text

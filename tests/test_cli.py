@@ -297,6 +297,14 @@ class TestRefusals:
         assert "Did you mean 'experiments/ipgan.yaml'?" in refused(["fit", "--config", "experiments/ipgn.yaml"], capsys)
         assert "Did you mean 'experiments/ipgan.yaml'?" in refused(["fit", "--config", "experimnts/ipgn.yaml"], capsys)
 
+    def test_a_strategy(self, capsys: pytest.CaptureFixture[str]) -> None:
+        from idface.latent.strategies import STRATEGIES  # the command line must not load torch for their names
+
+        said = refused(
+            ["search", "--checkpoint", "c", "--target", ".", "--out", "o", "--strategy", "greedy"], capsys, main
+        )
+        assert all(f"'{name}'" in said or name in said for name in STRATEGIES)
+
     def test_a_verb(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "Did you mean 'recombine'?" in refused(["recombin"], capsys, main)
         assert "Did you mean 'validate'?" in refused(["validat", "--config", "toy.yaml"], capsys)

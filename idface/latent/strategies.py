@@ -254,7 +254,7 @@ class Hybrid(SearchStrategy):
     gets out of where descent has come to rest.
 
     Args:
-        starts: latents that descend at first; None for one in 90 evaluations, between 1 and 32.
+        starts: latents that descend at first; None for one in 250 evaluations, between 1 and 16.
         rate: Adam's learning rate at the start, in units of the prior's deviation; it falls to 0 along a cosine.
         descent: share of the budget for descent.
         deviation: of the first generation of the polish, in units of the prior's.
@@ -269,7 +269,7 @@ class Hybrid(SearchStrategy):
 
     def propose(self, task: Task) -> Proposals:
         """See `SearchStrategy.propose`."""
-        count = self.starts or min(32, max(1, task.budget // 90))
+        count = self.starts or min(16, max(1, task.budget // 250))
         latents, used, best = _starts(task, count, self.draws), 0, _Best()
         if task.starts is None:
             distances = (yield Ask(latents)).distances

@@ -39,12 +39,12 @@ def test_evaluations_against_one_at_a_time(device: str) -> None:
         ]
         return torch.stack(distances)
 
-    batch_size = 1024 if device == "cuda" else 64
     scorers = {
-        "batched": Scorer(generator, recognizer, batch_size, precision="float32"),
-        "batched, as search takes it": Scorer(generator, recognizer, batch_size),
-        "batched, compiled": Scorer(generator, recognizer, batch_size, compile=True),
+        "batched": Scorer(generator, recognizer, precision="float32"),
+        "batched, as search takes it": Scorer(generator, recognizer),
+        "batched, compiled": Scorer(generator, recognizer, compile=True),
     }
+    batch_size = scorers["batched"].batch_size
     ways: dict[str, Callable[[Tensor], Tensor]] = {"one at a time": one_at_a_time}
     ways |= {name: lambda z, scorer=scorer: scorer.distances(z, person) for name, scorer in scorers.items()}
     few = latents[: 256 if device == "cuda" else 64]
