@@ -24,9 +24,9 @@ class Scorer:
     Over several photos of a person the distance is their mean (Li & Luo, section 4): `2 - 2 e.m` with m the mean of the
     photos' unit embeddings, so one matrix product scores a batch for any number of photos.
 
-    Scores may come in bfloat16; `exact` gives those to report. Candidates go through in batches of one fixed size, the
-    last one filled up, so that on a CPU a score does not depend on what else is scored. On a GPU, gradients differ by
-    rounding from run to run: PyTorch's interpolation has no deterministic way back there.
+    Scores may come in bfloat16; `exact` gives those to report. A batch that is not full is filled up to a power of two,
+    or wholly where the networks are compiled for one size; what else is scored changes a score by rounding at most. On
+    a GPU, gradients differ by rounding from run to run: PyTorch's interpolation has no deterministic way back there.
 
     Args:
         generator: makes the faces, on the device where all of this runs.
@@ -66,6 +66,7 @@ class Scorer:
                 log.warning("goes on in float32, for the networks do not run in bfloat16: %s", reason)
                 self._fast = self._exact
         self._run: Callable[[Tensor], Tensor] = self._fast
+        self._compiled = compile
         if compile:
             example = torch.zeros(self.batch_size, generator.latent_dim, device=generator.device)
             self._run = _compiled(self._fast, example)
@@ -78,12 +79,12 @@ class Scorer:
     @torch.no_grad()
     def embed(self, latents: Tensor) -> Tensor:
         """Unit embeddings (N, D) float32 of the faces of latents (N, L), on the device."""
-        return self._batched(self._run, latents)
+        return self._batched(self._run, latents, wholly=self._compiled)
 
     @torch.no_grad()
     def exact(self, latents: Tensor) -> Tensor:
         """As `embed`, in float32 and not compiled: what is reported."""
-        return self._batched(self._exact, latents)
+        return self._batched(self._exact, latents, wholly=False)
 
     def distances(self, latents: Tensor, person: Tensor) -> Tensor:
         """Mean squared distances (N,) of the faces of latents (N, L) from a person's photos.
@@ -106,21 +107,22 @@ class Scorer:
         for part, near in zip(latents.split(self.batch_size), person.split(self.batch_size), strict=True):
             count = len(part)
             with torch.enable_grad():
-                filled = self._filled(part).detach().clone().requires_grad_()
+                filled = self._filled(part, wholly=False).detach().clone().requires_grad_()
                 found = distance_from_mean(self._fast(filled)[:count], near)
                 (gradient,) = torch.autograd.grad(found.sum(), filled)
             distances.append(found.detach())
             gradients.append(gradient[:count])
         return torch.cat(distances), torch.cat(gradients)
 
-    def _batched(self, run: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+    def _batched(self, run: Callable[[Tensor], Tensor], latents: Tensor, wholly: bool) -> Tensor:
         parts = latents.split(self.batch_size)
-        return torch.cat([run(self._filled(part))[: len(part)].clone() for part in parts])
+        return torch.cat([run(self._filled(part, wholly))[: len(part)].clone() for part in parts])
 
-    def _filled(self, latents: Tensor) -> Tensor:
-        """A whole batch, on the device: latents (N, L) and zeros."""
+    def _filled(self, latents: Tensor, wholly: bool) -> Tensor:
+        """A batch on the device: latents (N, L) and zeros, up to the batch size or the next power of two."""
         latents = latents.to(self.device)
-        missing = self.batch_size - len(latents)
+        size = self.batch_size if wholly else min(self.batch_size, 1 << (len(latents) - 1).bit_length())
+        missing = size - len(latents)
         return torch.cat([latents, latents.new_zeros(missing, latents.shape[1])]) if missing else latents
 
 
