@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,21 +119,22 @@ def _build_even_without_judge(recipe: dict[str, Any] | None, path: Path) -> Face
         return build(recipe, path)
     except CheckpointError as error:
         arguments = (recipe or {}).get("init_args", {})
-        spared = [name for name in _TRAINING_ONLY if arguments.get(name) is not None]
+        spared = [name for name in _spared_in(recipe) if arguments.get(name) is not None]
         if not spared:
             raise
-        left_out = {*spared, *(_OF_IT if "identity_recognizer" in spared else ())}
-        kept = {name: value for name, value in arguments.items() if name not in left_out}
+        kept = {name: value for name, value in arguments.items() if name not in spared}
         model = build({**(recipe or {}), "init_args": kept}, path)
         log.warning("%s: goes on without the model's %s, which is not to be had: %s", path, ", ".join(spared), error)
         return model
 
 
-_TRAINING_ONLY = ("judge", "recognizer", "identity_recognizer")
-"""Arguments with recognisers that generating does not need."""
-
-_OF_IT = ("identity_layers", "identity_bfloat16")
-"""What is said of the identity recogniser."""
+def _spared_in(recipe: dict[str, Any] | None) -> tuple[str, ...]:
+    """Arguments of a recipe's class that generating does without."""
+    try:
+        module = pkgutil.resolve_name((recipe or {})["class_path"])
+    except (LookupError, ValueError, ImportError, AttributeError):  # what is wrong, `build` has said
+        return ()
+    return getattr(module, "spared", ())
 
 
 def build(recipe: Mapping[str, Any] | None, path: Path) -> FaceModule:

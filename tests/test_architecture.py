@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 # What each package may import of the project, beside itself: cli -> modules, protocols, app, report -> latent, metrics,
 # recognition -> networks, losses. A name stands for everything below it.
-FOUNDATION = {"idface.names", "idface.pictures", "idface.run", "idface.zoo"}  # helpers that know nothing of models
+FOUNDATION = {
+    "idface.files",
+    "idface.names",
+    "idface.pictures",
+    "idface.run",
+    "idface.zoo",
+}  # helpers that know nothing of models
 DATA = {"data_modules.batch"}
 BUILDING_BLOCKS = {"idface.networks", "idface.losses"}
 TOOLS = {"idface.latent", "idface.metrics", "idface.recognition"}
@@ -23,6 +29,7 @@ MODELS = {"idface.modules", "idface.checkpoints"}
 ALLOWED: dict[str, set[str]] = {
     "data_modules": set(),
     "data_modules.prepare": {"idface.recognition", "data_modules"},
+    "idface.files": set(),
     "idface.names": set(),
     "idface.pictures": DATA,
     "idface.run": FOUNDATION,

@@ -4,7 +4,6 @@
 faces (`idface.networks.attributes`), and tells how much an edit changed beside random ones of the same length.
 """
 
-import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from idface.latent.generators import Generator
 from idface.names import did_you_mean, nearest
 from idface.networks.attributes import AttributeNetwork
 from idface.recognition.base import Recognizer, distance
+from idface.recognition.weights import fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +111,7 @@ class FaceMeter:
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 over the network's names and weights."""
-        digest = hashlib.sha256(" ".join(self.names).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint_of(self.network.state_dict(), " ".join(self.names))
 
 
 # ---------------------------------------------------------------------------------------------------------- directions

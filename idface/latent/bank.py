@@ -8,20 +8,19 @@ A bank is a folder: `bank.json` says how it was made and how many faces it has; 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from idface.files import whole_file
 from idface.latent.generators import Generator
 from idface.latent.scoring import Scorer
 from idface.recognition.base import Recognizer
@@ -335,7 +334,7 @@ class _Shards(NamedTuple):
 
     def write(self, number: int, kind: str, values: Tensor) -> None:
         """Write a shard's latents or embeddings; the file is there whole or not at all."""
-        with _whole_file(self.file(number, kind)) as file:
+        with whole_file(self.file(number, kind)) as unfinished, unfinished.open("wb") as file:
             np.save(file, values.numpy())
 
 
@@ -431,19 +430,8 @@ def _read_manifest(folder: Path) -> tuple[BankSettings, int]:
 
 def _write_manifest(folder: Path, size: int, settings: BankSettings) -> None:
     content = {"format": FORMAT, "size": size, **asdict(settings)}
-    with _whole_file(folder / MANIFEST) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
-
-
-@contextmanager
-def _whole_file(file: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that is there whole or not at all, after a power cut as well."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    with unfinished.open("wb") as opened:
-        yield opened
-        opened.flush()
-        os.fsync(opened.fileno())
-    unfinished.replace(file)
+    with whole_file(folder / MANIFEST) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def _damaged(file: Path, reason: str) -> str:

@@ -1,7 +1,7 @@
 """Any generator behind one interface: latents in, faces in the common aligned frame out."""
 
 import copy
-import hashlib
+import itertools
 import pickle
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from idface.recognition.alignment import FACE_TEMPLATE, FIT_POINTS, fit_similarity
 from idface.recognition.frames import FrameWarp
+from idface.recognition.weights import fingerprint_of
 
 Prior = Literal["uniform", "normal"]
 """What latents are drawn from: U(-1, 1)^L, the cube of Li & Luo, or N(0, I)."""
@@ -56,7 +57,7 @@ class Generator(nn.Module):
         self.prior = prior
         self.std = 3**-0.5 if prior == "uniform" else 1.0
         """Standard deviation of a latent's elements under the prior."""
-        device = next(iter(network.state_dict().values()), torch.zeros(0)).device
+        device = _a_tensor_of(network).device
         try:
             with torch.no_grad():
                 shape = network(torch.zeros(2, latent_dim, device=device)).shape
@@ -79,13 +80,12 @@ class Generator(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return next(iter(self.network.state_dict().values()), torch.zeros(0)).device
+        return _a_tensor_of(self.network).device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
-        tensors = self.network.state_dict().values()
-        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+        return _a_tensor_of(self.network).dtype
 
     def in_bfloat16(self) -> Self:
         """A copy whose network computes in bfloat16."""
@@ -130,12 +130,14 @@ class Generator(nn.Module):
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 over the weights' names, shapes and values, and the frame."""
-        digest = hashlib.sha256(f"{self.latent_dim} {self.prior}".encode())
-        frame = [("frame", grid) for grid in (getattr(self.warp, "grid", None),) if grid is not None]
-        for name, tensor in [*sorted(self.network.state_dict().items()), *frame]:
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        frame = {"frame": self.warp.grid} if isinstance(self.warp, FrameWarp) else {}
+        return fingerprint_of(self.network.state_dict() | frame, f"{self.latent_dim} {self.prior}")
+
+
+def _a_tensor_of(network: nn.Module) -> Tensor:
+    """Any floating-point parameter or buffer; one of the CPU's where there is none."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(0))
 
 
 class ExternalGenerator(Generator):

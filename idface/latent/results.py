@@ -1,10 +1,10 @@
 """What a search has found, as files: the face, its latent, how near it is and how it got there."""
 
-import csv
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
+from idface.files import write_csv
+from idface.latent.bank import Bank
 from idface.latent.generators import Generator
-from idface.latent.search import Found, Milestone
+from idface.latent.scoring import COMPILE_FROM, Precision, Scorer
+from idface.latent.search import JOURNAL, Found, Milestone, Step, mean_embedding, search
+from idface.latent.strategies import SearchStrategy
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
 from idface.recognition.base import Recognizer
 
@@ -24,6 +28,68 @@ log = logging.getLogger(__name__)
 
 STAGES = 8
 """Faces of a strip between the photos and the result."""
+
+
+def search_people(
+    people: Mapping[str, Tensor],
+    generator: Generator,
+    guide: Recognizer,
+    strategy: SearchStrategy,
+    budget: int,
+    seed: int,
+    out: Path,
+    recipe: Mapping[str, Any],
+    bank: Bank | None = None,
+    judge: Recognizer | None = None,
+    precision: Precision = "auto",
+    compile: bool | None = None,
+    journal: str = JOURNAL,
+    progress: bool = True,
+) -> dict[str, tuple[Found, dict[str, Any]]]:
+    """Search for people by their photos, and write what `write_found` writes into a folder for each.
+
+    Args:
+        people: by name, the aligned photos of each, float32 (P, 3, S, S) in [-1, 1].
+        generator: what is searched.
+        guide: what measures distances.
+        strategy, budget, seed: see `search`.
+        out: where the folders go. A search that was stopped goes on when it is called again with the same arguments.
+        recipe: what else made the results.
+        bank: where the strategies that make use of one start.
+        judge: another recogniser, which looks at the results only.
+        precision, compile: see `Scorer`; None compiles where it is worth the wait.
+        journal: name, in `out`, of the folder for what a stopped search goes on from; removed in the end.
+        progress: whether to show a bar.
+
+    Returns:
+        For each name, what was found and the content of its `result.json`.
+
+    Raises:
+        ValueError: the bank is of another generator or recogniser, or what `search` raises.
+    """
+    means = torch.stack([mean_embedding(guide.embed(images)) for images in people.values()])
+    starts = None
+    if bank is not None and not strategy.uses_bank:
+        log.warning("%s draws its own start and makes no use of a bank", type(strategy).__name__)
+    elif bank is not None:
+        bank.check(generator, guide)
+        starts = bank.starts(means)
+    total = budget * len(people)
+    if compile is None:
+        compile = not strategy.uses_gradients and total >= COMPILE_FROM
+    scorer = Scorer(generator, guide, precision=precision, compile=compile)
+    with search_progress(total) if progress else nullcontext(lambda *_: None) as tell:
+        every = search(scorer, means, strategy, budget, seed, starts, out / journal, tell)
+    recipe = {**recipe, "strategy": repr(strategy), "budget": budget, "seed": seed, "recognizer": guide.name}
+    recipe |= {"precision": scorer.precision, "bank": bank and str(bank.folder)}
+    results = {}
+    for (name, images), found in zip(people.items(), every, strict=True):
+        judged = None if judge is None else judge.embed(images)
+        told = recipe | {"person": name}
+        result = write_found(out / name, found, to_picture(images), generator, guide, told, judge, judged)
+        results[name] = (found, result)
+    shutil.rmtree(out / journal, ignore_errors=True)  # all that came of it is written
+    return results
 
 
 def write_found(
@@ -68,10 +134,8 @@ def write_found(
     if "checkpoint" in recipe:
         metadata["checkpoint"] = str(recipe["checkpoint"])
     save_file({"latent": found.latent.contiguous()}, folder / "latent.safetensors", metadata)
-    with (folder / "history.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(found.history[0]._fields)
-        writer.writerows((step.evaluations, f"{step.distance:.6f}") for step in found.history)
+    history = [(step.evaluations, f"{step.distance:.6f}") for step in found.history]
+    write_csv(folder / "history.csv", Step._fields, history)
     save_synthetic(_strip(found, photos, generator), folder / "strip.png", recipe)
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from idface.files import whole_file
 from idface.latent.scoring import Scorer, distance_from_mean
 from idface.latent.strategies import Ask, Proposals, Scores, SearchStrategy, Task
 
@@ -248,7 +249,8 @@ class _Journal:
         if header.exists():
             self._check(json.loads(header.read_text("utf-8")), search)
         else:
-            _write(header, lambda path: path.write_text(json.dumps(search, indent=2) + "\n", "utf-8"))
+            with whole_file(header) as unfinished:
+                unfinished.write_text(json.dumps(search, indent=2) + "\n", "utf-8")
         self.files = sorted(folder.glob("scores-*.safetensors"))
         self.old = [turn for file in self.files for turn in _read_turns(file)]
         self.seconds_before = sum(_seconds_of(file) for file in self.files)
@@ -292,7 +294,8 @@ class _Journal:
             }
             file = self.folder / f"scores-{len(self.files):06d}.safetensors"
             metadata = {"seconds": str(time.monotonic() - self.saved)}
-            _write(file, lambda path: save_file(tensors, path, metadata))
+            with whole_file(file) as unfinished:
+                save_file(tensors, unfinished, metadata)
             self.files.append(file)
             self.turns = []
         self.saved = time.monotonic()
@@ -314,10 +317,3 @@ def _read_turns(file: Path) -> list[dict[int, Scores]]:
 def _seconds_of(file: Path) -> float:
     with safe_open(file, "pt") as opened:
         return float((opened.metadata() or {}).get("seconds", 0))
-
-
-def _write(file: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all."""
-    unfinished = file.with_name(f".{file.name}.part")
-    write(unfinished)
-    unfinished.replace(file)

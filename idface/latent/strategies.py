@@ -205,14 +205,10 @@ class GradientDescent(SearchStrategy):
     def propose(self, task: Task) -> Proposals:
         """See `SearchStrategy.propose`."""
         count = self.starts or min(16, max(1, task.budget // 180))
-        latents, used = _starts(task, count, self.draws), 0
-        if task.starts is None:
-            distances = (yield Ask(latents)).distances
-            used = len(latents)
-            latents = latents[distances.argsort()[:count]]
         best = _Best()
+        latents, used = yield from _nearest_starts(task, count, self.draws, best)
         yield from _descend(task, latents, task.budget - used, self.rate, best)
-        if not len(best.latent) and task.starts is not None:
+        if not len(best.latent):
             yield Ask(latents)
 
     @property
@@ -270,12 +266,8 @@ class Hybrid(SearchStrategy):
     def propose(self, task: Task) -> Proposals:
         """See `SearchStrategy.propose`."""
         count = self.starts or min(16, max(1, task.budget // 250))
-        latents, used, best = _starts(task, count, self.draws), 0, _Best()
-        if task.starts is None:
-            distances = (yield Ask(latents)).distances
-            used = len(latents)
-            best.take(latents, distances)
-            latents = latents[distances.argsort()[:count]]
+        best = _Best()
+        latents, used = yield from _nearest_starts(task, count, self.draws, best)
         budget = int((task.budget - used) * self.descent)
         yield from _descend(task, latents, budget, self.rate, best, halvings=2)
         if not len(best.latent):  # the budget is too small to descend
@@ -303,6 +295,16 @@ def _starts(task: Task, count: int, draws: float) -> Tensor:
     if task.starts is not None:
         return task.starts[:count]
     return task.sample(max(count, int(task.budget * draws)))
+
+
+def _nearest_starts(task: Task, count: int, draws: float, best: _Best) -> Coroutine[Ask, Scores, tuple[Tensor, int]]:
+    """The `count` nearest of `_starts`, and the evaluations that finding them took: none where a bank knows them."""
+    latents = _starts(task, count, draws)
+    if task.starts is not None:
+        return latents, 0
+    distances = (yield Ask(latents)).distances
+    best.take(latents, distances)
+    return latents[distances.argsort()[:count]], len(latents)
 
 
 def _descend(task: Task, latents: Tensor, budget: int, rate: float, best: _Best, halvings: int = 0) -> Proposals:

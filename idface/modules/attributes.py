@@ -172,27 +172,16 @@ class AttributeClassifier(FaceModule):
             "`idface edit --classifier` uses it"
         )
 
-    def on_validation_epoch_start(self) -> None:
-        """Start the evaluation anew."""
+    def start_evaluation(self) -> None:
+        """See `FaceModule`."""
         for metric in self._accuracies().values():
             metric.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/attributes/<split>/<figure>`."""
-        self._log_figures("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Start the evaluation anew."""
-        self.on_validation_epoch_start()
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/attributes/<split>/<figure>`."""
-        self._log_figures("test")
 
     def _accuracies(self) -> dict[str, AttributeAccuracy]:
         return {split: cast(AttributeAccuracy, metric) for split, metric in self.metrics.items()}
 
-    def _log_figures(self, stage: str) -> None:
+    def log_evaluation(self, stage: str) -> None:
+        """Log `<stage>/attributes/<split>/<figure>`."""
         for split, metric in self._accuracies().items():
             if metric.update_called:
                 figures = {f"{stage}/attributes/{split}/{name}": value for name, value in metric.compute().items()}

@@ -61,8 +61,11 @@ class FaceModule(LightningModule, ABC):
     input_fingerprints: frozenset[str] = frozenset()
     """Fingerprints of the recognisers whose embedding the generator is given."""
 
-    changeable: tuple[str, ...] = ("judge.",)
-    """What the keys of recognisers begin with that a checkpoint may be used without, or with others."""
+    changeable: tuple[str, ...] = ("judge",)
+    """Recognisers that a checkpoint may be used with others of: no training went through them."""
+
+    spared: tuple[str, ...] = ("judge",)
+    """Arguments that generating does without, where what they name is not to be had."""
 
     recipe: dict[str, Any] | None = None
     """Class path and arguments that make this module anew; set by the command line and kept in checkpoints."""
@@ -117,6 +120,12 @@ class FaceModule(LightningModule, ABC):
         """Pictures of the evaluation just run, by name; the same photos every time, so that runs can be compared."""
         return {}
 
+    def start_evaluation(self) -> None:
+        """Forget the last evaluation; called before each."""
+
+    def log_evaluation(self, stage: str) -> None:
+        """Log the figures of the evaluation just run; `stage` is "val" or "test"."""
+
     def judge_report(self) -> dict[str, Any]:
         """Who judged.
 
@@ -160,6 +169,22 @@ class FaceModule(LightningModule, ABC):
             inductor.inplace_buffers = False
             for network in self.phases.values():
                 network.compile()
+
+    def on_validation_epoch_start(self) -> None:
+        """See `start_evaluation`."""
+        self.start_evaluation()
+
+    def on_validation_epoch_end(self) -> None:
+        """See `log_evaluation`."""
+        self.log_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        """See `start_evaluation`."""
+        self.start_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        """See `log_evaluation`."""
+        self.log_evaluation("test")
 
     def configure_optimizers(self) -> Any:
         """One optimiser a phase, in the order of `phases`, and its schedule if there is one."""
@@ -328,9 +353,11 @@ class FaceModule(LightningModule, ABC):
         self.gradient_fingerprints |= frozenset(checkpoint.get("gradient_fingerprints", ()))
         frozen = self._frozen_recognizers()
         for prefix, fingerprint in checkpoint.get("frozen_fingerprints", {}).items():
-            if prefix not in self.changeable and (prefix not in frozen or frozen[prefix].fingerprint() != fingerprint):
+            name = prefix.rstrip(".")
+            is_same = prefix in frozen and frozen[prefix].fingerprint() == fingerprint
+            if name not in self.changeable and not is_same:
                 raise ValueError(
-                    f"the checkpoint was trained with other weights ({fingerprint}) as {prefix.rstrip('.')}: "
+                    f"the checkpoint was trained with other weights ({fingerprint}) as {name}: "
                     "give the recogniser that it was trained with"
                 )
         own = (

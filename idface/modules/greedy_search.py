@@ -4,10 +4,8 @@ And Vendrow & Singhal 2019, *Inverting Facial Embeddings with GANs*.
 """
 
 import copy
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +19,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from data_modules.batch import EVALUATION_SETS, FaceBatch
 from idface.latent.bank import Bank
 from idface.latent.generators import Generator
-from idface.latent.results import search_progress, write_found
-from idface.latent.scoring import COMPILE_FROM, Scorer
-from idface.latent.search import JOURNAL, mean_embedding, search
+from idface.latent.results import search_people
+from idface.latent.search import JOURNAL
 from idface.latent.strategies import Hybrid, SearchStrategy
 from idface.losses.adversarial import discriminator_loss, generator_loss
 from idface.losses.matching import identity_preserving_loss
@@ -69,7 +66,8 @@ class GreedySearchModule(FaceModule):
         scheduler, gradient_clip, ema_decay, compile, channels_last: see `FaceModule`.
     """
 
-    changeable = ("judge.", "recognizer.")
+    changeable = ("judge", "recognizer")
+    spared = ("judge", "recognizer", "identity_recognizer", "identity_layers", "identity_bfloat16")
     frechet: FrechetInceptionDistance
 
     def __init__(
@@ -208,6 +206,12 @@ class GreedySearchModule(FaceModule):
         ]
         return {"faces": np.concatenate(rows)}
 
+    def start_evaluation(self) -> None:
+        """Forget an evaluation before; processes that were spawned even share its figures' memory until then."""
+        if self.judge is not None:
+            for metric in (self.frechet, *self._variety.values()):
+                metric.reset()
+
     def validation_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As many generated faces as there are real ones, before the judge."""
         if self.judge is None or EVALUATION_SETS[dataloader_idx] == "gallery":
@@ -220,24 +224,14 @@ class GreedySearchModule(FaceModule):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/faces/...`."""
-        self._log_faces("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/faces/...`."""
-        self._log_faces("test")
-
-    def _log_faces(self, stage: str) -> None:
-        """The judge's Fréchet distance, and how far two faces are from each other on average, of all ranks' faces."""
+    def log_evaluation(self, stage: str) -> None:
+        """Log `<stage>/faces/...`: the judge's Fréchet distance, and how far apart two faces are on average."""
         if self.judge is None:
             return
         figures = {f"variety_{name}": metric.compute() for name, metric in self._variety.items()}
         if all(torch.isfinite(value) for value in figures.values()):  # two faces or more, on all ranks together
             figures["frechet_distance"] = self.frechet.compute()
             self.log_dict({f"{stage}/faces/{name}": value.to(self.device) for name, value in figures.items()})
-        for metric in (self.frechet, *self._variety.values()):
-            metric.reset()
 
     @property
     def _variety(self) -> dict[str, MeanPairDistance]:
@@ -264,46 +258,40 @@ class GreedySearchModule(FaceModule):
             self._search_for(self._photos_of_all_ranks())
 
     def _search_for(self, everybody: dict[int, dict[int, Tensor]]) -> None:
-        if not self.trainer.is_global_zero:
-            return
         chosen = sorted(everybody, key=lambda person: (-len(everybody[person]), person))[: self.people]
         if not chosen:
             raise ValueError("the photos to predict on show nobody who is known: there is nobody to search for")
         guide = cast(Recognizer, self.recognizer or self.judge)
-        judge = self.judge if self.recognizer is not None else None
-        photos = {person: torch.stack([each for _, each in sorted(everybody[person].items())]) for person in chosen}
         generator = self.latent_generator()
-        means = torch.stack([mean_embedding(guide.embed(images)) for images in photos.values()])
-        starts = None
-        if self.bank is not None:
-            bank = Bank(self.bank)
+        bank = None if self.bank is None else Bank(self.bank)
+        if bank is not None:
             bank.check(generator, guide)
-            starts = bank.starts(means)
-        total = self.budget * len(chosen)
-        scorer = Scorer(generator, guide, compile=not self.strategy.uses_gradients and total >= COMPILE_FROM)
+        names = getattr(getattr(self.trainer, "datamodule", None), "identity_names", None)
+        photos = {
+            str(names[person] if names else person).replace("/", "-"): torch.stack(
+                [image for _, image in sorted(everybody[person].items())]
+            )
+            for person in chosen[self.global_rank :: self.trainer.world_size]  # each rank searches for some
+        }
         folder = run_folder(self.trainer) / "samples" / "predict"
-        recipe = {"strategy": repr(self.strategy), "budget": self.budget, "seed": self.seed, "bank": self.bank}
-        if self.trainer.ckpt_path:
-            recipe["checkpoint"] = str(self.trainer.ckpt_path)
-        with search_progress(total) if self.trainer.progress_bar_callback else nullcontext() as tell:
-            found = search(
-                scorer,
-                means,
+        if photos:
+            results = search_people(
+                photos,
+                generator,
+                guide,
                 self.strategy,
                 self.budget,
                 self.seed,
-                starts,
-                journal=folder / JOURNAL,
-                progress=tell or (lambda *_: None),
+                folder,
+                {"checkpoint": str(self.trainer.ckpt_path)} if self.trainer.ckpt_path else {},
+                bank,
+                self.judge if self.recognizer is not None else None,
+                journal=f"{JOURNAL}-{self.global_rank}",
+                progress=self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None,
             )
-        names = getattr(getattr(self.trainer, "datamodule", None), "identity_names", None)
-        for (person, images), result in zip(photos.items(), found, strict=True):
-            name = str(names[person] if names else person).replace("/", "-")
-            judged = None if judge is None else judge.embed(images)
-            told = recipe | {"person": name}
-            write_found(folder / name, result, to_picture(images), generator, guide, told, judge, judged)
-            rank_zero_info(f"{name:32} distance {result.distance:.4f} from {len(images)} photos")
-        shutil.rmtree(folder / JOURNAL)
+            for name, (found, _) in results.items():
+                print(f"{name:32} distance {found.distance:.4f} from {len(photos[name])} photos")
+        self.trainer.strategy.barrier()
         rank_zero_info(f"Found faces: {from_here(folder)}")
 
     def _photos_of_all_ranks(self) -> dict[int, dict[int, Tensor]]:

@@ -358,8 +358,8 @@ class OpenSetIPGAN(FaceModule):
             sources = self._judged(image, batch["index"]), self._judged(partner, batch["partner_index"])
             self._identity_metrics()[split].update(self.judge(result), *sources, identity)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start the evaluation anew."""
+    def start_evaluation(self) -> None:
+        """See `FaceModule`."""
         self._grids = {split: _GridPhotos() for split in EVALUATION_SETS[:2]}
         self._encoded = _OncePerPhoto(self.encode_identity)
         if self.judge is not None:
@@ -367,22 +367,11 @@ class OpenSetIPGAN(FaceModule):
         for metric in self._identity_metrics().values():
             metric.reset()
 
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/identity/<split>/<figure>`."""
-        self._log_identity("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Start the evaluation anew."""
-        self.on_validation_epoch_start()
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/identity/<split>/<figure>`."""
-        self._log_identity("test")
-
     def _identity_metrics(self) -> dict[str, RecombinationIdentity]:
         return {split: cast(RecombinationIdentity, metric) for split, metric in self.metrics.items()}
 
-    def _log_identity(self, stage: str) -> None:
+    def log_evaluation(self, stage: str) -> None:
+        """Log `<stage>/identity/<split>/<figure>`."""
         for split, metric in self._identity_metrics().items():
             if metric.update_called:
                 figures = {f"{stage}/identity/{split}/{name}": value for name, value in metric.compute().items()}

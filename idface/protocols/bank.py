@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_modules.base import FaceDataModule
 from data_modules.photos import PhotoError, Pixels, read_photos
 from idface.checkpoints import best_device, load_generator
+from idface.files import write_csv
 from idface.latent.bank import Bank, Statistics, build_bank, fresh_latents
 from idface.latent.scoring import COMPILE_FROM, Precision, Scorer
 from idface.names import class_path, data_modules
-from idface.protocols.photos import write_csv
 from idface.recognition.build import build_recognizer
 
 log = logging.getLogger(__name__)

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from idface.checkpoints import CheckpointError, best_device, load_generator, load_model
+from idface.files import write_csv
 from idface.latent.arithmetic import Directions, EditMeasure, FaceMeter, find_directions, load_directions, measure_edit
 from idface.latent.generators import Generator
 from idface.latent.results import standing
 from idface.modules.attributes import AttributeClassifier
 from idface.networks.attributes import AttributeNetwork
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
-from idface.protocols.photos import write_csv
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 

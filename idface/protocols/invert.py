@@ -11,11 +11,12 @@ from torch import Tensor
 
 from data_modules.photos import Rejected
 from idface.checkpoints import best_device
+from idface.files import write_csv
 from idface.latent.inversion import Inverted, default_guide_layer, invert_pixels
 from idface.latent.results import standing
 from idface.latent.scoring import distance_from_mean
 from idface.pictures import mark_synthetic, save_synthetic, to_picture
-from idface.protocols.photos import Faces, read_faces, write_csv, write_rejected
+from idface.protocols.photos import Faces, read_faces, write_rejected
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import Recognizer, resize
 from idface.recognition.build import build_recognizer

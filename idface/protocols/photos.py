@@ -1,6 +1,5 @@
 """Photos that a user gives on the command line: read, aligned, and those that cannot be used told apart."""
 
-import csv
 import logging
 from collections.abc import Sequence
 from itertools import count
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from data_modules.batch import to_float
 from data_modules.photos import CentreReader, Photo, PhotoError, Rejected, open_photo
+from idface.files import write_csv
 from idface.pictures import Picture
 from idface.recognition.alignment import FaceDetector, warp_face
 
@@ -87,13 +87,3 @@ def _face(file: Path, size: int, detector: FaceDetector | None) -> Picture:
         return warp_face(picture, landmarks, size)
     except ValueError as error:
         raise PhotoError(str(error)) from error
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table as CSV, there whole or as it was before."""
-    unfinished = path.with_name(f".{path.name}.part")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    unfinished.replace(path)

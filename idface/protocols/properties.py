@@ -9,11 +9,11 @@ import torch
 from rich.progress import Progress
 
 from idface.checkpoints import best_device, load_generator
+from idface.files import write_csv
 from idface.latent.generators import Generator
 from idface.latent.properties import QUANTILES, Properties, Property, Spread, measure_properties, variant
 from idface.latent.scoring import Scorer
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
-from idface.protocols.photos import write_csv
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from data_modules.photos import Rejected
 from idface.checkpoints import CheckpointError, best_device, load_model
+from idface.files import write_csv
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic, to_picture
-from idface.protocols.photos import read_faces, write_csv, write_rejected
+from idface.protocols.photos import read_faces, write_rejected
 from idface.recognition.alignment import FaceDetector
 
 log = logging.getLogger(__name__)
@@ -97,10 +98,9 @@ def _recombine_row(model: OpenSetIPGAN, source: Tensor, attributes: Tensor) -> T
     return torch.cat([model.generate(identity.expand(len(part), -1), part) for part in attributes.split(BATCH)])
 
 
-@torch.no_grad()
 def _judged(model: OpenSetIPGAN, images: Tensor) -> Tensor | None:
     """The judge's embeddings (N, D) of images (N, 3, S, S), in batches; None without a judge."""
-    return None if model.judge is None else torch.cat([model.judge(part) for part in images.split(BATCH)])
+    return None if model.judge is None else model.judge.embed(images, BATCH)
 
 
 def _similarities(

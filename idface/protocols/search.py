@@ -1,7 +1,6 @@
 """`idface search`: the face of a given person in a generator (Li & Luo; Vendrow & Singhal)."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +9,15 @@ import torch
 
 from data_modules.photos import Rejected
 from idface.checkpoints import best_device, load_generator
+from idface.files import write_csv
 from idface.latent.bank import Bank
 from idface.latent.generators import Generator
-from idface.latent.results import captioned, faces_of, search_progress, write_found
-from idface.latent.scoring import COMPILE_FROM, Precision, Scorer
-from idface.latent.search import JOURNAL, Found, mean_embedding, search
+from idface.latent.results import captioned, faces_of, search_people
+from idface.latent.scoring import Precision
+from idface.latent.search import Found
 from idface.latent.strategies import STRATEGIES
 from idface.pictures import Picture, mark_synthetic, save_synthetic
-from idface.protocols.photos import Faces, read_faces, write_csv, write_rejected
+from idface.protocols.photos import Faces, read_faces, write_rejected
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.build import build_recognizer
 
@@ -84,38 +84,18 @@ def search_photos(
     rejected: list[Rejected] = []
     people = _read_people(target, generator.image_size, FaceDetector(device) if align else None, rejected, out)
     write_rejected(out, rejected)
-    means = torch.stack([mean_embedding(guide.embed(person.faces.tensor())) for person in people])
-    method = STRATEGIES[strategy]()
-    starts = None
-    if opened is not None and not method.uses_bank:
-        log.warning("--bank: %s draws its own start and makes no use of a bank", strategy)
-    elif opened is not None:
-        starts = opened.starts(means)
-
-    if compile is None:
-        compile = not method.uses_gradients and budget * len(people) >= COMPILE_FROM
-    scorer = Scorer(generator, guide, precision=precision, compile=compile)
-    with search_progress(budget * len(people)) as tell:
-        found = search(scorer, means, method, budget, seed, starts, journal=out / JOURNAL, progress=tell)
-    recipe: dict[str, Any] = {"checkpoint": checkpoint, "strategy": repr(method), "budget": budget, "seed": seed}
-    recipe |= {"recognizer": guide.name, "precision": scorer.precision, "bank": bank and str(bank)}
-    rows_out: list[dict[str, Any]] = []
-    for person, each in zip(people, found, strict=True):
-        result = write_found(
-            out / person.name,
-            each,
-            person.faces.pictures,
-            generator,
-            guide,
-            recipe | {"target": str(target), "person": person.name},
-            judging,
-            None if judging is None else judging.embed(person.faces.tensor()),
-        )
-        rows_out.append({"person": person.name, **_flat(result)})
-        print(_in_words(person.name, result))
-    write_csv(out / "results.csv", list(rows_out[0]), [list(row.values()) for row in rows_out])
-    save_synthetic(_overview(people, found, generator), out / "overview.png", recipe)
-    shutil.rmtree(out / JOURNAL, ignore_errors=True)  # all that came of it is written
+    photos = {person.name: person.faces.tensor() for person in people}
+    recipe = {"checkpoint": checkpoint, "target": str(target)}
+    results = search_people(
+        photos, generator, guide, STRATEGIES[strategy](), budget, seed, out, recipe, opened, judging, precision, compile
+    )
+    rows = []
+    for name, (_, result) in results.items():
+        rows.append({"person": name, **_flat(result)})
+        print(_in_words(name, result))
+    write_csv(out / "results.csv", list(rows[0]), [list(row.values()) for row in rows])
+    picture = _overview(people, [found for found, _ in results.values()], generator)
+    save_synthetic(picture, out / "overview.png", recipe | {"strategy": strategy, "budget": budget, "seed": seed})
     return out / "overview.png"
 
 

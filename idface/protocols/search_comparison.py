@@ -27,13 +27,13 @@ from torch import Tensor
 from data_modules.photos import Photo
 from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import best_device, load_generator
+from idface.files import write_csv
 from idface.latent.bank import Bank
 from idface.latent.results import captioned, faces_of, is_independent
 from idface.latent.scoring import Scorer, distance_from_mean
 from idface.latent.search import mean_embedding, search
 from idface.latent.strategies import STRATEGIES
 from idface.pictures import Picture, mark_synthetic, save_synthetic
-from idface.protocols.photos import write_csv
 from idface.recognition.base import Recognizer
 from idface.recognition.build import KINDS, build_recognizer
 

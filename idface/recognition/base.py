@@ -1,7 +1,6 @@
 """One interface for every face recogniser: an aligned picture in, a unit vector out."""
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idface.recognition.calibration import Calibration, Verification, stored_calibration
+from idface.recognition.weights import fingerprint_of
 
 
 class Recognizer(nn.Module, ABC):
@@ -65,19 +65,21 @@ class Recognizer(nn.Module, ABC):
         return self.features(image, ["embedding"])["embedding"]
 
     @torch.no_grad()
-    def embed(self, images: Tensor, batch_size: int = 64) -> Tensor:
+    def embed(self, images: Tensor, batch_size: int = 64, layer: str = "embedding") -> Tensor:
         """Embed any number of aligned faces, batch by batch and without gradients.
 
         Args:
             images: (N, 3, H, W), N at least 1, uint8 in [0, 255] or floating point in [-1, 1], on any device.
             batch_size: how many go through at once.
+            layer: "raw" gives embeddings before they are scaled to length 1.
 
         Returns:
-            (N, D) float32 of length 1, on the recogniser's device.
+            (N, D) float32, on the recogniser's device.
         """
         device = next(self.parameters()).device
         parts = (part.to(device) for part in images.split(batch_size))
-        return torch.cat([self(part if part.is_floating_point() else part / 127.5 - 1) for part in parts])
+        floats = (part if part.is_floating_point() else part / 127.5 - 1 for part in parts)
+        return torch.cat([self.features(part, [layer])[layer] for part in floats])
 
     def features(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Intermediate features of aligned faces; the network runs only as far as the highest one asked for.
@@ -123,11 +125,7 @@ class Recognizer(nn.Module, ABC):
         """
         if self._fingerprint is not None:
             return self._fingerprint
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint_of(self.state_dict())
 
     @property
     def calibration(self) -> Calibration:

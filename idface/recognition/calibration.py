@@ -190,15 +190,9 @@ def _balanced_accuracy(distances: Floats, same: npt.NDArray[np.bool_], threshold
     return float((distances[same] < threshold).mean() + (distances[~same] >= threshold).mean()) / 2
 
 
-@torch.no_grad()
 def embed(recognizer: "Recognizer", faces: npt.NDArray[np.uint8], batch_size: int = 32) -> torch.Tensor:
     """Raw embeddings (N, D), on the CPU, of aligned faces (N, S, S, 3) uint8; computed where the weights are."""
-    device = next(recognizer.parameters()).device
-    batches = []
-    for start in range(0, len(faces), batch_size):
-        pixels = torch.from_numpy(faces[start : start + batch_size]).to(device).permute(0, 3, 1, 2)
-        batches.append(recognizer.features(pixels.float() / 127.5 - 1, ["raw"])["raw"].cpu())
-    return torch.cat(batches)
+    return recognizer.embed(torch.from_numpy(faces).permute(0, 3, 1, 2), batch_size, "raw").cpu()
 
 
 def calibrate(

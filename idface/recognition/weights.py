@@ -1,5 +1,6 @@
-"""Loading of weights files that users bring."""
+"""Loading of weights files that users bring, and what tells weights apart."""
 
+import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+
+def fingerprint_of(state: Mapping[str, Tensor], about: str = "") -> str:
+    """Twelve hexadecimal digits of the SHA-256 over `about` and over the names, shapes and values of tensors."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        whole = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy has no bfloat16
+        digest.update(whole.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

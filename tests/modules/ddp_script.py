@@ -1,7 +1,8 @@
 """Trains in one or two processes and leaves what came out: `python -m tests.modules.ddp_script CASE PROCESSES FOLDER`.
 
 Cases: `joint`, one reconstruction step without batch norm and without noise, where two processes with half a batch each
-must do what one does with the whole; `real`, several steps of the model as it is, on real data.
+must do what one does with the whole; `real`, several steps of the model as it is, on real data; `search`, a few steps
+of the searcher, its evaluation, and the prediction of the untrained one.
 """
 
 import json
@@ -14,6 +15,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import nn
 from torch.utils.data import DataLoader
 
+from idface.latent.strategies import LiLuo
+from idface.modules.greedy_search import GreedySearchModule
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.recognition.dlib_resnet import DlibResNet
 from tests.modules.helpers import Batches, adam, sgd, small_data, small_ipgan, trainer
@@ -52,10 +55,21 @@ def without_batch_norm_and_noise() -> OpenSetIPGAN:
     return model
 
 
+def small_search() -> GreedySearchModule:
+    torch.manual_seed(0)
+    sizes = {"latent_dim": 6, "image_size": 16, "width": 4, "discriminator_width": 4}
+    return GreedySearchModule(
+        **sizes, judge=DlibResNet(), optimizer=adam, ema_decay=0.9, strategy=LiLuo(), budget=64, people=3
+    )
+
+
 def main(case: str, processes: int, folder: Path) -> None:
     data: LightningDataModule
+    model: LightningModule
     if case == "joint":
         model, data, steps = without_batch_norm_and_noise(), Halves(), 1
+    elif case == "search":
+        model, data, steps = small_search(), small_data(partner=False), 2
     else:
         model = small_ipgan(num_identities=32, optimizer=adam, ema_decay=0.9, judge=DlibResNet())
         data, steps = small_data(), 4
@@ -68,6 +82,8 @@ def main(case: str, processes: int, folder: Path) -> None:
         val_check_interval=None if case == "joint" else steps,
         callbacks=[Leave(folder)],
     )
+    if case == "search":
+        run.predict(model, data, return_predictions=False)
     run.fit(model, data)
 
 

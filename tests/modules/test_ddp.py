@@ -51,6 +51,26 @@ def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
     assert all(not torch.equal(alone[name], start[name]) for name in learnt)
 
 
+def test_searching_in_two_processes(tmp_path: Path) -> None:
+    (alone,) = train("search", 1, tmp_path / "one")
+    first, second = train("search", 2, tmp_path / "two")
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert set(alone) == set(first)
+    one, two = (json.loads((tmp_path / each / "rank0.json").read_text()) for each in ("one", "two"))
+    assert two["val/faces/variety_real"] == pytest.approx(one["val/faces/variety_real"], rel=1e-3)  # all photos, once
+    assert two["val/faces/frechet_distance"] > 0
+
+    found = {name: sorted((tmp_path / name / "samples/predict").iterdir()) for name in ("one", "two")}
+    assert len(found["one"]) == 3
+    assert [folder.name for folder in found["two"]] == [folder.name for folder in found["one"]]
+    for one_folder, two_folder in zip(found["one"], found["two"], strict=True):
+        results = [json.loads((folder / "result.json").read_text()) for folder in (one_folder, two_folder)]
+        assert results[0]["photos"] == results[1]["photos"] > 1  # those that the other process has read among them
+        assert results[0]["distance"] == pytest.approx(results[1]["distance"], abs=1e-4)
+        assert (one_folder / "history.csv").read_text() == (two_folder / "history.csv").read_text()
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
 def test_the_usual_strategies_accept_the_module(strategy: str) -> None:
     environment = dict(os.environ)

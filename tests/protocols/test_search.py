@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from idface.checkpoints import load_generator
 from idface.cli import main
+from idface.latent import results
 from idface.latent.search import search as search_latents
 from idface.networks.dcgan import DCGANGenerator
 from idface.pictures import is_marked_synthetic
@@ -122,9 +123,9 @@ def test_a_stopped_search_goes_on(
     target = face_folder / "person_1"
     run(checkpoint, target, tmp_path / "whole", budget=200, strategy="annealed")
 
-    def stopped(*arguments: Any, **options: Any) -> Any:
+    def stopped(*arguments: Any) -> Any:
         count = 0
-        tell = options["progress"]
+        *others, tell = arguments
 
         def stop(evaluations: int, distance: float) -> None:
             nonlocal count
@@ -133,13 +134,13 @@ def test_a_stopped_search_goes_on(
             if count == 3:
                 raise KeyboardInterrupt
 
-        return search_latents(*arguments, **(options | {"progress": stop}))
+        return search_latents(*others, stop)
 
-    monkeypatch.setattr(protocol, "search", stopped)
+    monkeypatch.setattr(results, "search", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, target, tmp_path / "out", budget=200, strategy="annealed")
     assert list((tmp_path / "out" / ".journal").glob("scores-*"))
-    monkeypatch.setattr(protocol, "search", search_latents)
+    monkeypatch.setattr(results, "search", search_latents)
     run(checkpoint, target, tmp_path / "out", budget=200, strategy="annealed")
     for name in ("history.csv", "face.png"):
         whole, resumed = ((tmp_path / each / "person_1" / name) for each in ("whole", "out"))
