@@ -5,19 +5,22 @@ when it runs.
 """
 
 import argparse
+import inspect
 import io
 import os
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from idface.errors import explain, missing_path
 from idface.names import class_path, data_modules, did_you_mean, nearest
 from idface.run import RunNotFound, newest_run
+
+Result = TypeVar("Result")
 
 _NUMBER = re.compile(r"-[\d.]+")
 
@@ -306,63 +309,40 @@ def _add_edit(verbs: Any) -> None:
     edit.set_defaults(run=_edit)
 
 
+def _called(function: Callable[..., Result], options: argparse.Namespace, **renamed: Any) -> Result:
+    """Call a function with the options that are named as its parameters."""
+    names = inspect.signature(function).parameters
+    return function(**{name: value for name, value in vars(options).items() if name in names}, **renamed)
+
+
 def _recombine(options: argparse.Namespace) -> None:
     from idface.protocols.recombine import recombine
 
-    print(recombine(options.checkpoint, options.identity, options.attributes, options.out, align=options.align))
+    print(_called(recombine, options))
 
 
 def _invert(options: argparse.Namespace) -> None:
     from idface.protocols.invert import invert
 
-    print(
-        invert(
-            options.target,
-            options.out,
-            each=options.each,
-            guide=options.guide,
-            guide_layer=options.guide_layer,
-            tv_weight=options.tv_weight,
-            guide_weight=options.guide_weight,
-            steps=options.steps,
-            size=options.size,
-            recognizer=options.recognizer,
-            judge=options.judge,
-            seed=options.seed,
-            align=options.align,
-        )
-    )
+    print(_called(invert, options))
 
 
 def _properties(options: argparse.Namespace) -> None:
     from idface.protocols.properties import properties
 
-    print(properties(options.checkpoint, options.out, options.faces, options.recognizer, options.seed))
+    print(_called(properties, options))
 
 
 def _edit(options: argparse.Namespace) -> None:
     from idface.protocols.edit import edit, summary
 
-    report = edit(
-        options.latent,
-        options.attribute,
-        options.out,
-        checkpoint=options.checkpoint,
-        classifier=options.classifier,
-        recognizer=options.recognizer,
-        count=options.count,
-        seed=options.seed,
-        directions=options.directions,
-        steps=options.steps,
-    )
-    print(*summary(report), options.out, sep="\n")
+    print(*summary(_called(edit, options, attributes=options.attribute)), options.out, sep="\n")
 
 
 def _search(options: argparse.Namespace) -> None:
     from idface.protocols.search import search_photos
 
-    given = {name: value for name, value in vars(options).items() if name not in ("verb", "run", "goes_on")}
-    print(search_photos(**given))
+    print(_called(search_photos, options))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -394,8 +374,6 @@ def _people(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    import inspect
-
     import yaml
 
     from data_modules.prepare.engines import ENGINES
@@ -459,34 +437,14 @@ def _prepare(options: argparse.Namespace) -> None:
 def _build_bank(options: argparse.Namespace) -> None:
     from idface.protocols.bank import build
 
-    bank = build(
-        options.checkpoint,
-        options.size,
-        options.out,
-        options.recognizer,
-        seed=options.seed,
-        truncation=options.truncation,
-        half=options.half,
-        precision=options.precision,
-        compile=options.compile,
-    )
+    bank = _called(build, options)
     print(f"{len(bank):,} faces of {options.checkpoint}, embedded by {options.recognizer}:\n{options.out}")
 
 
 def _report_bank(options: argparse.Namespace) -> None:
     from idface.protocols.bank import report
 
-    print(
-        report(
-            options.bank,
-            options.checkpoint,
-            options.data,
-            options.root,
-            targets=options.targets,
-            recognizer=options.recognizer,
-            out=options.out,
-        )
-    )
+    print(_called(report, options, folder=options.bank))
 
 
 def _existing(text: str) -> Path:

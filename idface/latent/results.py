@@ -130,10 +130,7 @@ def write_found(
         result["judge"] = standing(judge, float((shown - judged_photos).square().sum(1).mean()))
         result["judge"]["is_independent"] = is_independent(judge, recognizer, generator)
     save_synthetic(mark_synthetic(face), folder / "face.png", recipe)
-    metadata = {"generator": generator.fingerprint(), "recipe": json.dumps(recipe, default=str)}
-    if "checkpoint" in recipe:
-        metadata["checkpoint"] = str(recipe["checkpoint"])
-    save_file({"latent": found.latent.contiguous()}, folder / "latent.safetensors", metadata)
+    save_latents(folder / "latent.safetensors", found.latent, generator, recipe)
     history = [(step.evaluations, f"{step.distance:.6f}") for step in found.history]
     write_csv(folder / "history.csv", Step._fields, history)
     save_synthetic(_strip(found, photos, generator), folder / "strip.png", recipe)
@@ -141,10 +138,19 @@ def write_found(
     return result
 
 
+def save_latents(path: Path, latents: Tensor, generator: Generator, recipe: Mapping[str, Any]) -> None:
+    """Keep latents (L,) or (N, L) as the tensor `latent` of a safetensors file that names their generator."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"generator": generator.fingerprint(), "recipe": json.dumps(recipe, default=str)}
+    if "checkpoint" in recipe:
+        metadata["checkpoint"] = str(recipe["checkpoint"])
+    save_file({"latent": latents.contiguous()}, path, metadata)
+
+
 @contextmanager
-def search_progress(total: int) -> Iterator[Callable[[int, float], None]]:
+def search_progress(total: int, title: str = "Searching") -> Iterator[Callable[[int, float], None]]:
     """A bar over the evaluations of a search, with the best distance: what `search` takes as `progress`."""
-    columns = (TextColumn("Searching"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"))
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"))
     with Progress(*columns, TextColumn("{task.description}"), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=total)
 

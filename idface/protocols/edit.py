@@ -10,17 +10,16 @@ import numpy as np
 import torch
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from idface.checkpoints import CheckpointError, best_device, load_generator, load_model
 from idface.files import write_csv
 from idface.latent.arithmetic import Directions, EditMeasure, FaceMeter, find_directions, load_directions, measure_edit
 from idface.latent.generators import Generator
-from idface.latent.results import standing
+from idface.latent.results import faces_of, save_latents, standing
 from idface.modules.attributes import AttributeClassifier
 from idface.networks.attributes import AttributeNetwork
-from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
+from idface.pictures import Picture, mark_synthetic, save_synthetic
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 
@@ -134,7 +133,7 @@ def edit(
         "random_directions": RANDOM_MOVES,
         "results": [],
     }
-    sheet = [_pictures(generator, latents[:ROWS])]
+    sheet = [_marked(generator, latents[:ROWS])]
     for label, move in track(moves.items(), "Editing", transient=True):
         measured = measure_edit(generator, meter, judge, latents, move, RANDOM_MOVES, seed + MOVES_SEED)
         targets = [columns[name] for name in edited[label]]
@@ -145,10 +144,10 @@ def edit(
             | {"attributes": _changes(measured, meter, found, targets)}
             | {"each_face": _each_face(measured, meter, targets)}
         )
-        strip = [_pictures(generator, latents[:ROWS] + share * move) for share in torch.linspace(0, 1, steps)]
+        strip = [_marked(generator, latents[:ROWS] + share * move) for share in torch.linspace(0, 1, steps)]
         save_synthetic(_sheet(strip), out / "strips" / f"{label}.png", recipe | {"edit": label})
         sheet.append(strip[-1])
-        _write_latents(out / "latents" / f"{label}.safetensors", latents + move, generator, checkpoint)
+        save_latents(out / "latents" / f"{label}.safetensors", latents + move, generator, recipe | {"edit": label})
     save_synthetic(_sheet(sheet), out / "grid.png", recipe | {"columns": ["unedited", *moves]})
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     _write_table(out / "report.csv", report)
@@ -306,17 +305,9 @@ def _write_table(path: Path, report: dict[str, Any]) -> None:
     write_csv(path, ["edit", *keys], shown)
 
 
-def _write_latents(path: Path, latents: Tensor, generator: Generator, checkpoint: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"generator": generator.fingerprint(), "checkpoint": checkpoint}
-    save_file({"latent": latents.contiguous()}, path, metadata=metadata)
-
-
-@torch.no_grad()
-def _pictures(generator: Generator, latents: Tensor) -> Picture:
+def _marked(generator: Generator, latents: Tensor) -> Picture:
     """Marked faces, uint8 (N, S, S, 3)."""
-    faces = to_picture(generator(latents.to(generator.device)))
-    return np.stack([mark_synthetic(face) for face in faces])
+    return np.stack([mark_synthetic(face) for face in faces_of(generator, latents)])
 
 
 def _sheet(columns: Sequence[Picture]) -> Picture:

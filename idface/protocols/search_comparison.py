@@ -29,7 +29,7 @@ from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import best_device, load_generator
 from idface.files import write_csv
 from idface.latent.bank import Bank
-from idface.latent.results import captioned, faces_of, is_independent
+from idface.latent.results import captioned, faces_of, is_independent, search_progress
 from idface.latent.scoring import Scorer, distance_from_mean
 from idface.latent.search import mean_embedding, search
 from idface.latent.strategies import STRATEGIES
@@ -185,16 +185,8 @@ def _measure(
     strategy = STRATEGIES[name]()
     _reset_peak_memory(scorer.device)
     started = time.perf_counter()
-    with Progress(transient=True) as bar:
-        task = bar.add_task(f"{name}, {budget:,}, {len(people[0].photos)} photos", total=budget * len(people))
-        found = search(
-            scorer,
-            means,
-            strategy,
-            budget,
-            starts=starts if strategy.uses_bank else None,
-            progress=lambda count, _: bar.update(task, completed=count),
-        )
+    with search_progress(budget * len(people), f"{name}, {budget:,}, {len(people[0].photos)} photos") as tell:
+        found = search(scorer, means, strategy, budget, starts=starts if strategy.uses_bank else None, progress=tell)
     seconds = time.perf_counter() - started
     latents = torch.stack([each.latent for each in found])
     distances = torch.tensor([each.distance for each in found])
