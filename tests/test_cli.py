@@ -446,7 +446,9 @@ class TestVerbs:
         """The verbs' implementations, replaced by ones that note what they are called with."""
         calls: list[tuple[Any, ...]] = []
         recombine, page = types.ModuleType("recombine"), types.ModuleType("page")
-        recombine.recombine = lambda *args, align: calls.append((*args, align)) or Path("out/grid.png")  # type: ignore[attr-defined]
+        recombine.recombine = lambda checkpoint, identity, attributes, out, align: (  # type: ignore[attr-defined]
+            calls.append((checkpoint, identity, attributes, out, align)) or Path("out/grid.png")
+        )
         page.write_report = lambda run: calls.append((run,)) or run / "report.html"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "idface.protocols.recombine", recombine)
         monkeypatch.setitem(sys.modules, "idface.report.page", page)

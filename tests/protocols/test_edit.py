@@ -115,7 +115,7 @@ def test_a_kept_direction_is_used_again_and_a_latent_names_its_generator(
     edited = tmp_path / "b" / "latents" / "brightness+1.safetensors"
     torch.testing.assert_close(load_file(edited)["latent"], load_file(file)["vectors"][-1:])
     with safe_open(edited, framework="pt") as opened:
-        assert opened.metadata() .items() >= metadata.items()  # it can be edited on
+        assert opened.metadata().items() >= metadata.items()  # it can be edited on
 
     with pytest.raises(ValueError, match=r"--count is 70, but --directions .* is of 60 faces"):
         edit(str(latent), ["yaw=1"], tmp_path / "c", classifier=kept["classifier"], directions=file, count=70)
