@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from idface import zoo
+from idface.files import save_tensors
 from idface.latent.generators import ExternalGenerator, Generator
 from idface.modules.base import FaceModule, MakesFacesFromLatents
 from idface.names import did_you_mean, nearest_path
@@ -185,7 +185,7 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(kept, out, metadata={"recipe": json.dumps(recipe)})
+        save_tensors(kept, out, {"recipe": json.dumps(recipe)})
     except SafetensorError as error:
         raise CheckpointError(f"--out {out} cannot be written: {error}") from error
     return out

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from idface.errors import explain, missing_path
-from idface.names import class_path, data_modules, did_you_mean, nearest
+from idface.names import RECOGNIZERS, class_path, data_modules, did_you_mean, nearest
 from idface.run import RunNotFound, newest_run
 
 Result = TypeVar("Result")
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     recombine.add_argument(
         "--attributes", type=_existing, required=True, metavar="PHOTO", help="how: a photo, or a folder for its columns"
     )
-    recombine.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    recombine.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
     recombine.add_argument(
         "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
     )
@@ -116,17 +116,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PHOTOS",
         help="who: a photo, a folder of one person's photos, or one with a folder for each of several people",
     )
-    search.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    search.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
     search.add_argument(
         "--strategy",
         choices=("li_luo", "annealed", "gradient", "cma_es", "hybrid"),
         default="hybrid",
         help="(%(default)s)",
     )
-    search.add_argument("--budget", type=int, default=10_000, metavar="N", help="evaluations a person (%(default)s)")
+    search.add_argument("--budget", type=_count, default=10_000, metavar="N", help="evaluations a person (%(default)s)")
     search.add_argument("--bank", type=_existing, metavar="BANK", help="a bank of its faces, to start from")
-    search.add_argument("--recognizer", default="dlib", metavar="NAME", help="what measures distances (%(default)s)")
-    search.add_argument("--judge", metavar="NAME", help="another recogniser, which only looks at the results")
+    search.add_argument(
+        "--recognizer", default="dlib", metavar="NAME", help=f"what measures distances (%(default)s): {RECOGNIZERS}"
+    )
+    search.add_argument("--judge", metavar="NAME", help="another one, which only looks at the results")
     search.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (%(default)s)")
     search.add_argument(
         "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
@@ -171,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--data", required=True, choices=sources, help="how the set is published")
     prepare.add_argument("--root", type=_existing, metavar="DIR", help="its folder, or an archive of it (not for orl)")
-    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder; or one to go on with")
+    prepare.add_argument("--out", type=_folder, required=True, metavar="DIR", help="a new folder; or one to go on with")
     prepare.add_argument("--size", type=int, default=128, metavar="S", help="side of the pictures (%(default)s pixels)")
     prepare.add_argument(
         "--margin", type=float, default=0.0, help="shown around the aligned frame, in units of its side (%(default)s)"
@@ -214,8 +216,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_bank_verbs(verbs: Any) -> None:
     build = verbs.add_parser("build", help="make a bank, go on with one, or make one larger", allow_abbrev=False)
     build.add_argument("--checkpoint", required=True, metavar="CKPT", help=GENERATOR)
-    build.add_argument("--size", type=int, default=250_000, metavar="N", help="faces (%(default)s)")
-    build.add_argument("--out", type=Path, required=True, metavar="BANK", help="a new folder; or a bank to go on with")
+    build.add_argument("--size", type=_count, default=250_000, metavar="N", help="faces (%(default)s)")
+    build.add_argument(
+        "--out", type=_folder, required=True, metavar="BANK", help="a new folder; or a bank to go on with"
+    )
     build.add_argument("--recognizer", default="dlib", metavar="NAME", help="what embeds the faces (%(default)s)")
     build.add_argument("--seed", type=int, default=0, help="of the latents (%(default)s)")
     build.add_argument(
@@ -241,8 +245,8 @@ def _add_bank_verbs(verbs: Any) -> None:
     report.add_argument("--recognizer", default="dlib", metavar="NAME", help="... and the recogniser (%(default)s)")
     report.add_argument("--data", required=True, choices=sorted({*data_modules(), "orl"}), help="of the real faces")
     report.add_argument("--root", type=_existing, metavar="DIR", help="the data set's folder (not for orl)")
-    report.add_argument("--targets", type=int, default=500, metavar="N", help="faces of each kind (%(default)s)")
-    report.add_argument("--out", type=Path, metavar="DIR", help="for the CSV and JSON files (the bank's folder)")
+    report.add_argument("--targets", type=_count, default=500, metavar="N", help="faces of each kind (%(default)s)")
+    report.add_argument("--out", type=_folder, metavar="DIR", help="for the CSV and JSON files (the bank's folder)")
     report.set_defaults(run=_report_bank)
 
 
@@ -252,14 +256,16 @@ def _add_invert(verbs: Any) -> None:
     invert.add_argument(
         "--target", type=_existing, required=True, metavar="PHOTO", help="who: a photo, or a folder of photos of one"
     )
-    invert.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    invert.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
     invert.add_argument("--each", action="store_true", help="a picture for each photo, whoever it shows")
     invert.add_argument("--guide", type=_existing, metavar="PHOTO", help="a face, of whomever, to stay near")
     invert.add_argument("--guide-layer", metavar="LAYER", help="... in this layer of the recogniser (a late one)")
     invert.add_argument("--guide-weight", type=float, default=2.0, help="... with this weight (%(default)s)")
     invert.add_argument("--tv-weight", type=float, default=15.0, help="of total variation: smoothness (%(default)s)")
-    invert.add_argument("--steps", type=int, default=500, metavar="N", help="of the descent (%(default)s)")
-    invert.add_argument("--size", type=int, default=128, metavar="S", help="side of the picture (%(default)s pixels)")
+    invert.add_argument("--steps", type=_count, default=500, metavar="N", help="of the descent (%(default)s)")
+    invert.add_argument(
+        "--size", type=_count, default=128, metavar="S", help="side of the picture (%(default)s pixels)"
+    )
     invert.add_argument("--recognizer", default="dlib", metavar="NAME", help="whose embedding (%(default)s)")
     invert.add_argument("--judge", metavar="NAME", help="another recogniser, to say whether it sees the person too")
     invert.add_argument("--seed", type=int, default=0, help="of the noise at the start (%(default)s)")
@@ -274,8 +280,8 @@ def _add_properties(verbs: Any) -> None:
         "properties", help="what noise, signs and amplitude do to a generator's faces", allow_abbrev=False
     )
     properties.add_argument("--checkpoint", required=True, metavar="CKPT", help=GENERATOR)
-    properties.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    properties.add_argument("--faces", type=int, default=200, metavar="N", help="how many (%(default)s)")
+    properties.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
+    properties.add_argument("--faces", type=_count, default=200, metavar="N", help="how many (%(default)s)")
     properties.add_argument("--recognizer", default="dlib", metavar="NAME", help="what tells who it is (%(default)s)")
     properties.add_argument("--seed", type=int, default=0, help="of the faces and the noise (%(default)s)")
     properties.set_defaults(run=_properties)
@@ -297,15 +303,15 @@ def _add_edit(verbs: Any) -> None:
         metavar="NAME=STRENGTH",
         help="eyeglasses, mouth_open, smiling, yaw, brightness, male ...; +1 is one difference of means; may repeat",
     )
-    edit.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    edit.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
     edit.add_argument(
         "--classifier", default="zoo:attributes", metavar="CKPT", help="what labels generated faces (%(default)s)"
     )
     edit.add_argument("--recognizer", default="dlib", metavar="NAME", help="what tells who it is (%(default)s)")
-    edit.add_argument("--count", type=int, metavar="N", help="generated faces to label (20000)")
+    edit.add_argument("--count", type=_count, metavar="N", help="generated faces to label (20000)")
     edit.add_argument("--seed", type=int, default=0, help="of the faces and the random directions (%(default)s)")
     edit.add_argument("--directions", type=Path, metavar="FILE", help="take directions from there, or keep them there")
-    edit.add_argument("--steps", type=int, default=5, metavar="K", help="pictures of a face in a strip (%(default)s)")
+    edit.add_argument("--steps", type=_count, default=5, metavar="K", help="pictures in a strip (%(default)s)")
     edit.set_defaults(run=_edit)
 
 
@@ -445,6 +451,24 @@ def _report_bank(options: argparse.Namespace) -> None:
     from idface.protocols.bank import report
 
     print(_called(report, options, folder=options.bank))
+
+
+def _count(text: str) -> int:
+    number = int(text) if re.fullmatch(r"[+-]?\d+", text) else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no count; expected a whole number, 1 or more")
+    return number
+
+
+def _folder(text: str) -> Path:
+    """A folder to write into, which may not exist yet."""
+    path = Path(text)
+    nearest_there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not nearest_there.is_dir():
+        raise argparse.ArgumentTypeError(f"'{nearest_there}' is a file; expected a folder, or a name that is free")
+    if not os.access(nearest_there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"'{nearest_there}' cannot be written to; give a folder that can")
+    return path
 
 
 def _existing(text: str) -> Path:

@@ -2,9 +2,13 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -23,3 +27,14 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def save_tensors(tensors: Mapping[str, "Tensor"], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, there whole or as it was before, and as readable to others as any other file."""
+    from safetensors.torch import save_file
+
+    with whole_file(path) as unfinished:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
+        save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))
+        unfinished.chmod(mode)  # safetensors lets nobody else read

@@ -8,6 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+RECOGNIZERS = "dlib, facenet:vggface2, facenet:casia-webface, mobilefacenet:FILE, mobilefacenet+flip:FILE"
+"""What `--recognizer` and `--judge` take."""
+
 _PACKAGES = ("idface", "data_modules")
 _CLASS = re.compile(r"^class ([A-Z]\w*)", re.MULTILINE)
 

@@ -462,6 +462,24 @@ class TestVerbs:
         assert calls == [("zoo:x", Path(photo), Path("photos"), Path("out"), align) for align in (True, False)]
         assert capsys.readouterr().out == "out/grid.png\n" * 2
 
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (["--budget", "-5"], "--budget: '-5' is no count; expected a whole number, 1 or more"),
+            (["--budget", "many"], "--budget: 'many' is no count"),
+            (
+                ["--out", "photos/anna.jpg/found"],
+                "photos/anna.jpg' is a file; expected a folder, or a name that is free",
+            ),
+        ],
+    )
+    def test_search_refuses_before_it_begins(
+        self, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write("photos/anna.jpg", "")
+        whole = ["search", "--checkpoint", "zoo:x", "--target", "photos", "--out", "found", *given]
+        assert said in refused(whole, capsys, main)
+
     def test_recombine_refuses(self, calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
         write("photos/anna.jpg", "")
         rest = ["--attributes", "photos", "--out", "out"]

@@ -14,9 +14,9 @@ import torch
 from kornia.color import rgb_to_grayscale
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from idface.files import save_tensors
 from idface.latent.generators import Generator
 from idface.names import did_you_mean, nearest
 from idface.networks.attributes import AttributeNetwork
@@ -180,8 +180,8 @@ class Directions:
             )
         if found.length < 1.5 * found.chance_length:
             log.warning(
-                "%s: the faces with and without it lie no farther apart (%.2f) than faces picked at random (%.2f): "
-                "the direction is mostly noise. A larger --count helps",
+                "%s: faces with and without it lie %.2f apart, faces picked at random %.2f: below 1.5 times as "
+                "much, the direction holds a good deal of noise. A larger --count helps",
                 *(found.attribute, found.length, found.chance_length),
             )
         return self.vectors[index]
@@ -196,7 +196,7 @@ class Directions:
         about = {"about": [asdict(each) for each in self.about], "count": self.count, "seed": self.seed}
         metadata = {"generator": self.generator, "classifier": self.classifier, "directions": json.dumps(about)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"vectors": self.vectors.contiguous()}, path, metadata=metadata)
+        save_tensors({"vectors": self.vectors.contiguous()}, path, metadata)
 
 
 def load_directions(path: Path, generator: Generator, meter: FaceMeter) -> Directions:

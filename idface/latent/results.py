@@ -1,5 +1,6 @@
 """What a search has found, as files: the face, its latent, how near it is and how it got there."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -12,16 +13,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 from torch import Tensor
 
-from idface.files import write_csv
+from idface.files import save_tensors, whole_file, write_csv
 from idface.latent.bank import Bank
 from idface.latent.generators import Generator
 from idface.latent.scoring import COMPILE_FROM, Precision, Scorer
 from idface.latent.search import JOURNAL, Found, Milestone, Step, mean_embedding, search
 from idface.latent.strategies import SearchStrategy
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
+from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import Recognizer
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,10 @@ def search_people(
     compile: bool | None = None,
     journal: str = JOURNAL,
     progress: bool = True,
-) -> dict[str, tuple[Found, dict[str, Any]]]:
+) -> dict[str, dict[str, Any]]:
     """Search for people by their photos, and write what `write_found` writes into a folder for each.
+
+    Who was found there before, by the same photos and settings, is not searched for again. `write_overview` shows all.
 
     Args:
         people: by name, the aligned photos of each, float32 (P, 3, S, S) in [-1, 1].
@@ -62,34 +65,71 @@ def search_people(
         progress: whether to show a bar.
 
     Returns:
-        For each name, what was found and the content of its `result.json`.
+        For each name, the content of its `result.json`.
 
     Raises:
-        ValueError: the bank is of another generator or recogniser, or what `search` raises.
+        ValueError: the bank is of another generator or recogniser; a folder in `out` has somebody of that name who was
+            found in another way; or what `search` raises.
     """
-    means = torch.stack([mean_embedding(guide.embed(images)) for images in people.values()])
-    starts = None
+    if budget < 1:
+        raise ValueError(f"budget is {budget}; a search needs at least one evaluation")
     if bank is not None and not strategy.uses_bank:
         log.warning("%s draws its own start and makes no use of a bank", type(strategy).__name__)
+        bank = None
     elif bank is not None:
         bank.check(generator, guide)
-        starts = bank.starts(means)
-    total = budget * len(people)
+    settings: dict[str, Any] = {"strategy": repr(strategy), "budget": budget, "seed": seed, "precision": precision}
+    settings |= {"generator": generator.fingerprint(), "recognizer": f"{guide.name} {guide.fingerprint()}"}
+    settings["judge"] = judge and f"{judge.name} {judge.fingerprint()}"
+    settings["bank"] = bank and f"{len(bank):,} faces, seed {bank.settings.seed}"
+    told = {name: settings | {"photos": _digest(images)} for name, images in people.items()}
+    results = {name: before for name in people if (before := _found_before(out / name, told[name]))}
+    if (out / journal).exists():  # of all of them: they were being written when it was stopped
+        results = {}
+    wanted = {name: images for name, images in people.items() if name not in results}
+    if results:
+        log.warning("%d of %d people were found in '%s' before", len(results), len(people), out)
+    if not wanted:
+        return results
+
+    means = torch.stack([mean_embedding(guide.embed(images)) for images in wanted.values()])
+    total = budget * len(wanted)
     if compile is None:
         compile = not strategy.uses_gradients and total >= COMPILE_FROM
     scorer = Scorer(generator, guide, precision=precision, compile=compile)
+    starts = None if bank is None else bank.starts(means)
     with search_progress(total) if progress else nullcontext(lambda *_: None) as tell:
         every = search(scorer, means, strategy, budget, seed, starts, out / journal, tell)
-    recipe = {**recipe, "strategy": repr(strategy), "budget": budget, "seed": seed, "recognizer": guide.name}
-    recipe |= {"precision": scorer.precision, "bank": bank and str(bank.folder)}
-    results = {}
-    for (name, images), found in zip(people.items(), every, strict=True):
+    detector = FaceDetector(generator.device)
+    for (name, images), found in zip(wanted.items(), every, strict=True):
         judged = None if judge is None else judge.embed(images)
-        told = recipe | {"person": name}
-        result = write_found(out / name, found, to_picture(images), generator, guide, told, judge, judged)
-        results[name] = (found, result)
+        of_this = {**recipe, "person": name, "settings": told[name]}
+        results[name] = write_found(
+            out / name, found, to_picture(images), generator, guide, of_this, judge, judged, detector
+        )
     shutil.rmtree(out / journal, ignore_errors=True)  # all that came of it is written
-    return results
+    return {name: results[name] for name in people}
+
+
+def _digest(images: Tensor) -> str:
+    """What tells some photos from others."""
+    return hashlib.sha256(to_picture(images).tobytes()).hexdigest()[:12]
+
+
+def _found_before(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a search with these settings has written into a folder; None if nothing was finished there."""
+    file = folder / "result.json"
+    if not file.is_file():
+        return None
+    result: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    before = result.get("settings", {})
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"'{folder}' holds what another search has found: its {key} is {before.get(key)}, here it is {value}. "
+                "Give another folder for the results, or remove that one"
+            )
+    return result
 
 
 def write_found(
@@ -101,6 +141,7 @@ def write_found(
     recipe: Mapping[str, Any],
     judge: Recognizer | None = None,
     judged_photos: Tensor | None = None,
+    detector: FaceDetector | None = None,
 ) -> dict[str, Any]:
     """Write `face.png`, `latent.safetensors`, `history.csv`, `strip.png` and `result.json` of one person's search.
 
@@ -113,6 +154,7 @@ def write_found(
         recipe: what made it: kept in the pictures and beside the latent.
         judge: another recogniser, which did not guide the search.
         judged_photos: its embeddings of the photos, (P, D).
+        detector: says whether the picture shows a face at all; None does not ask.
 
     Returns:
         The content of `result.json`.
@@ -125,17 +167,80 @@ def write_found(
         "seconds": round(found.seconds, 2),
     }
     result |= standing(recognizer, found.distance)
+    if detector is not None:
+        result["face_detected"] = detector.detect([face])[0] is not None
     if judge is not None and judged_photos is not None:
         shown = judge.embed(torch.from_numpy(face).movedim(-1, 0)[None])
         result["judge"] = standing(judge, float((shown - judged_photos).square().sum(1).mean()))
         result["judge"]["is_independent"] = is_independent(judge, recognizer, generator)
+    result |= {key: value for key, value in recipe.items() if key not in result}
     save_synthetic(mark_synthetic(face), folder / "face.png", recipe)
     save_latents(folder / "latent.safetensors", found.latent, generator, recipe)
     history = [(step.evaluations, f"{step.distance:.6f}") for step in found.history]
     write_csv(folder / "history.csv", Step._fields, history)
     save_synthetic(_strip(found, photos, generator), folder / "strip.png", recipe)
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    with whole_file(folder / "result.json") as unfinished:  # last: it says that the others are there
+        unfinished.write_text(json.dumps(result, indent=2, default=str) + "\n", "utf-8")
     return result
+
+
+def in_words(name: str, result: Mapping[str, Any]) -> str:
+    """A result in a line, and one more for what the judge says."""
+    text = f"{name}: {_seen(result)}; {result['evaluations']:,} evaluations, {result['seconds']:.1f} s"
+    if not result.get("face_detected", True):
+        text += "\n  but the picture shows nothing that a detector takes for a face"
+    if "judge" in result:
+        text += f"\n  another recogniser: {_seen(result['judge'])}"
+    return text
+
+
+def _seen(result: Mapping[str, Any]) -> str:
+    text = f"distance {result['distance']:.4f} by {result['recognizer']}"
+    if "threshold" in result:
+        verdict = "the same person" if result["distance"] < result["threshold"] else "somebody else"
+        text += f", {verdict} by its threshold of {result['threshold']:.3f} (nearer are "
+        text += f"{result['same_person_pairs_nearer_percent']:.0f} % of same-person and "
+        text += f"{result['different_person_pairs_nearer_percent']:.1f} % of different-person pairs)"
+    return text
+
+
+def write_overview(out: Path) -> Path:
+    """Write `results.csv`, a line for each person found in a folder, and `overview.png`: a photo of each and the face.
+
+    Returns:
+        The picture's path.
+    """
+    folders = sorted(file.parent for file in out.glob("*/result.json"))
+    rows = [{"person": folder.name, **_flat(json.loads((folder / "result.json").read_text()))} for folder in folders]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_csv(out / "results.csv", columns, [[row.get(key, "") for key in columns] for row in rows])
+    pairs = []
+    for folder, row in zip(folders, rows, strict=True):
+        face = np.asarray(Image.open(folder / "face.png"))
+        side = len(face)
+        photo = np.asarray(Image.open(folder / "strip.png"))[:side, :side]
+        pairs.append(captioned([photo, face], [_two_lines(folder.name, side), f"found\n{row['distance']:.3f}"]))
+    columns_of_pairs = min(len(pairs), 6)
+    pairs += [np.full_like(pairs[0], 255)] * (-len(pairs) % columns_of_pairs)
+    starts = range(0, len(pairs), columns_of_pairs)
+    picture = np.concatenate([np.concatenate(pairs[start : start + columns_of_pairs], axis=1) for start in starts])
+    save_synthetic(picture, out / "overview.png", {"people": [folder.name for folder in folders]})
+    return out / "overview.png"
+
+
+def _flat(result: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A result without a table in it: what the judge says, and the settings, get names of their own."""
+    flat: dict[str, Any] = {}
+    for key, value in result.items():
+        flat |= _flat(value, f"{key}_") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _two_lines(name: str, side: int) -> str:
+    """A name cut to what fits below a picture of so many pixels."""
+    first, _, last = name.replace("_", " ").rpartition(" ")
+    letters = max(1, side // 6)
+    return f"{first[:letters]}\n{last[:letters]}" if first else last[:letters]
 
 
 def save_latents(path: Path, latents: Tensor, generator: Generator, recipe: Mapping[str, Any]) -> None:
@@ -144,7 +249,7 @@ def save_latents(path: Path, latents: Tensor, generator: Generator, recipe: Mapp
     metadata = {"generator": generator.fingerprint(), "recipe": json.dumps(recipe, default=str)}
     if "checkpoint" in recipe:
         metadata["checkpoint"] = str(recipe["checkpoint"])
-    save_file({"latent": latents.contiguous()}, path, metadata)
+    save_tensors({"latent": latents.contiguous()}, path, metadata)
 
 
 @contextmanager
@@ -215,15 +320,22 @@ def _spread(milestones: Sequence[Milestone]) -> list[Milestone]:
         return list(milestones)
     first, last = milestones[0].distance, milestones[-1].distance
     wanted = np.linspace(first, last, STAGES + 1)[:-1]
-    return [next(each for each in milestones if each.distance <= distance + 1e-9) for distance in wanted]
+    chosen = (next(row for row, each in enumerate(milestones) if each.distance <= goal + 1e-9) for goal in wanted)
+    return [milestones[row] for row in dict.fromkeys(chosen)]  # one large gain may reach several goals
 
 
 def captioned(pictures: Sequence[Picture], captions: Sequence[str], gap: int = 2) -> Picture:
     """Pictures (S, S, 3) of one size in a row on white, with a text of two lines below each."""
     side = pictures[0].shape[0]
-    canvas = Image.new("RGB", (len(pictures) * (side + gap) - gap, side + 26), "white")
+    spaces = [np.full((side, gap, 3), 255, np.uint8)] * (len(pictures) - 1)
+    row = [part for pair in zip(pictures, [*spaces, pictures[0][:, :0]], strict=True) for part in pair]
+    return np.concatenate([np.concatenate(row, 1), titled(captions, side, gap)])
+
+
+def titled(titles: Sequence[str], side: int, gap: int = 0) -> Picture:
+    """Texts of two lines in a row on white, uint8 (26, W, 3): one in every `side` pixels and the gap beside it."""
+    canvas = Image.new("RGB", (len(titles) * (side + gap) - gap, 26), "white")
     draw = ImageDraw.Draw(canvas)
-    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        canvas.paste(Image.fromarray(picture), (number * (side + gap), 0))
-        draw.multiline_text((number * (side + gap) + 2, side), caption, fill="black", spacing=0, font_size=10)
+    for number, title in enumerate(titles):
+        draw.multiline_text((number * (side + gap) + 2, 0), title, fill="black", spacing=0, font_size=10)
     return np.asarray(canvas)

@@ -19,7 +19,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from data_modules.batch import EVALUATION_SETS, FaceBatch
 from idface.latent.bank import Bank
 from idface.latent.generators import Generator
-from idface.latent.results import search_people
+from idface.latent.results import in_words, search_people, write_overview
 from idface.latent.search import JOURNAL
 from idface.latent.strategies import Hybrid, SearchStrategy
 from idface.losses.adversarial import discriminator_loss, generator_loss
@@ -289,10 +289,11 @@ class GreedySearchModule(FaceModule):
                 journal=f"{JOURNAL}-{self.global_rank}",
                 progress=self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None,
             )
-            for name, (found, _) in results.items():
-                print(f"{name:32} distance {found.distance:.4f} from {len(photos[name])} photos")
+            for name, result in results.items():
+                print(in_words(name, result))
         self.trainer.strategy.barrier()
-        rank_zero_info(f"Found faces: {from_here(folder)}")
+        if self.trainer.is_global_zero:
+            rank_zero_info(f"Found faces: {from_here(write_overview(folder))}")
 
     def _photos_of_all_ranks(self) -> dict[int, dict[int, Tensor]]:
         """Everybody's photos (3, S, S), on the CPU, by person and row of the data set, on every rank."""

@@ -1,6 +1,7 @@
 """`idface edit`: attributes of generated faces changed by vector arithmetic, and what that did (Li & Luo, figure 7)."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from idface.checkpoints import CheckpointError, best_device, load_generator, loa
 from idface.files import write_csv
 from idface.latent.arithmetic import Directions, EditMeasure, FaceMeter, find_directions, load_directions, measure_edit
 from idface.latent.generators import Generator
-from idface.latent.results import faces_of, save_latents, standing
+from idface.latent.results import faces_of, save_latents, standing, titled
 from idface.modules.attributes import AttributeClassifier
 from idface.networks.attributes import AttributeNetwork
 from idface.pictures import Picture, mark_synthetic, save_synthetic
@@ -144,11 +145,20 @@ def edit(
             | {"attributes": _changes(measured, meter, found, targets)}
             | {"each_face": _each_face(measured, meter, targets)}
         )
-        strip = [_marked(generator, latents[:ROWS] + share * move) for share in torch.linspace(0, 1, steps)]
-        save_synthetic(_sheet(strip), out / "strips" / f"{label}.png", recipe | {"edit": label})
+        shares = [step / (steps - 1) for step in range(steps)]
+        strip = [_marked(generator, latents[:ROWS] + share * move) for share in shares]
+        save_synthetic(
+            _sheet(strip, [f"{share:+.2f}" for share in shares]),
+            out / "strips" / f"{label}.png",
+            recipe | {"edit": label},
+        )
         sheet.append(strip[-1])
         save_latents(out / "latents" / f"{label}.safetensors", latents + move, generator, recipe | {"edit": label})
-    save_synthetic(_sheet(sheet), out / "grid.png", recipe | {"columns": ["unedited", *moves]})
+    save_synthetic(
+        _sheet(sheet, ["unedited", *(label.replace("_", " ") for label in moves)]),
+        out / "grid.png",
+        recipe | {"columns": ["unedited", *moves]},
+    )
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     _write_table(out / "report.csv", report)
     return report
@@ -310,6 +320,9 @@ def _marked(generator: Generator, latents: Tensor) -> Picture:
     return np.stack([mark_synthetic(face) for face in faces_of(generator, latents)])
 
 
-def _sheet(columns: Sequence[Picture]) -> Picture:
-    """Columns of faces, uint8 (N, S, S, 3) each, side by side: (N * S, C * S, 3)."""
-    return np.concatenate([np.concatenate(list(column), 0) for column in columns], 1)
+def _sheet(columns: Sequence[Picture], titles: Sequence[str]) -> Picture:
+    """Columns of faces, uint8 (N, S, S, 3) each, side by side, with what each is below it."""
+    faces = np.concatenate([np.concatenate(list(column), 0) for column in columns], 1)
+    side = columns[0].shape[1]
+    lines = ["\n".join(textwrap.wrap(title, max(1, side // 6))[:2]) for title in titles]
+    return np.concatenate([faces, titled(lines, side)])

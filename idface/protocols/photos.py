@@ -52,17 +52,19 @@ def read_faces(
     files = [file for file in files if made not in file.resolve().parents]
     names: list[str] = []
     pictures: list[Picture] = []
+    own: list[Rejected] = []
     for file in track(files, f"Reading {option}", transient=True, disable=len(files) < 10):
         name = "-".join((file.relative_to(path) if file != path else Path(file.name)).with_suffix("").parts)
         try:
             pictures.append(_face(file, size, detector))
         except PhotoError as error:
-            rejected.append(Rejected(file, str(error)))
+            own.append(Rejected(file, str(error)))
             continue
         free = (name if number == 1 else f"{name}-{number}" for number in count(1))
         names.append(next(each for each in free if each not in names))
+    rejected += own
     if not pictures:
-        reasons = "; ".join(f"{file}: {reason}" for file, reason in rejected[-3:]) or "the folder holds no files"
+        reasons = "; ".join(f"{file}: {reason}" for file, reason in own[:3]) or "the folder holds no files"
         raise ValueError(f"{option} {path}: no photo in it can be used ({reasons}). Expected photos that show a face")
     return Faces(names, np.stack(pictures))
 

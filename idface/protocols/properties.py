@@ -161,7 +161,9 @@ def _in_words(found: Properties, recognizer: str, measured_on: str | None) -> st
         lines.append(f"{label:<20} {spread.mean:>7.4f} {spread.std:>7.4f} {low:>7.4f} {high:>7.4f}  {same}")
     if found.threshold is not None:
         lines.append(f"One person: nearer than {found.threshold:.4f}, measured on {measured_on}")
-        lines.append(f"Most faces stay the same person up to noise of {found.noise_limit():g}; Li & Luo: 0.5")
+        limit = found.noise_limit()
+        open_end = " at least" if limit == max(line.setting for line in found.of("noise")) else ""
+        lines.append(f"Most faces stay the same person up to noise of {limit:g}{open_end}; Li & Luo: 0.5")
     if found.strangers.same is not None and found.strangers.same > 0.5:
         lines.append("But so do most different faces: the generator makes one person, and the rest says nothing")
     return "\n".join(lines)

@@ -2,21 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import torch
+from rich.progress import track
 
 from data_modules.photos import Rejected
 from idface.checkpoints import best_device, load_generator
-from idface.files import write_csv
 from idface.latent.bank import Bank
-from idface.latent.generators import Generator
-from idface.latent.results import captioned, faces_of, search_people
+from idface.latent.results import in_words, search_people, write_overview
 from idface.latent.scoring import Precision
-from idface.latent.search import Found
 from idface.latent.strategies import STRATEGIES
-from idface.pictures import Picture, mark_synthetic, save_synthetic
 from idface.protocols.photos import Faces, read_faces, write_rejected
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.build import build_recognizer
@@ -47,9 +42,9 @@ def search_photos(
 ) -> Path:
     """Search a generator's latent space for the faces of people.
 
-    Writes into `out`: for each person a folder with what `write_found` writes; `results.csv`; `overview.png`, a row a
-    person; and `rejected.csv` with the photos that could not be used and why, if there are any. A search that was
-    stopped goes on when it is called again with the same arguments.
+    Writes into `out`: for each person a folder with what `write_found` writes; `results.csv` and `overview.png` of all
+    people that were ever found there; and `rejected.csv` with the photos that could not be used and why, if there are
+    any. A search that was stopped goes on when it is called again with the same arguments.
 
     Args:
         checkpoint: what `load_generator` takes.
@@ -89,14 +84,9 @@ def search_photos(
     results = search_people(
         photos, generator, guide, STRATEGIES[strategy](), budget, seed, out, recipe, opened, judging, precision, compile
     )
-    rows = []
-    for name, (_, result) in results.items():
-        rows.append({"person": name, **_flat(result)})
-        print(_in_words(name, result))
-    write_csv(out / "results.csv", list(rows[0]), [list(row.values()) for row in rows])
-    picture = _overview(people, [found for found, _ in results.values()], generator)
-    save_synthetic(picture, out / "overview.png", recipe | {"strategy": strategy, "budget": budget, "seed": seed})
-    return out / "overview.png"
+    for name, result in results.items():
+        print(in_words(name, result))
+    return write_overview(out)
 
 
 def _read_people(
@@ -116,7 +106,7 @@ def _read_people(
             "with the photos of one person, or a folder with nothing but a folder for each person"
         )
     people = []
-    for folder in folders:
+    for folder in track(folders, f"Reading {option}", transient=True):
         try:
             people.append(Person(folder.name, read_faces(folder, option, size, detector, rejected, out)))
         except ValueError as error:  # the others are searched for all the same
@@ -124,33 +114,3 @@ def _read_people(
     if not people:
         raise ValueError(f"{option} {target}: no photo in any of its {len(folders)} folders can be used")
     return people
-
-
-def _flat(result: dict[str, Any]) -> dict[str, Any]:
-    """A result without a table in it: what the judge says gets names of its own."""
-    judged = result.get("judge", {})
-    return {key: value for key, value in result.items() if key != "judge"} | {
-        f"judge_{key}": value for key, value in judged.items()
-    }
-
-
-def _in_words(name: str, result: dict[str, Any]) -> str:
-    text = f"{name}: distance {result['distance']:.4f} from {result['photos']} photos by {result['recognizer']}"
-    if "threshold" in result:
-        text += f"; nearer are {result['same_person_pairs_nearer_percent']:.0f} % of same-person pairs and "
-        text += f"{result['different_person_pairs_nearer_percent']:.1f} % of different-person pairs"
-    return f"{text}; {result['evaluations']:,} evaluations, {result['seconds']:.1f} s"
-
-
-def _overview(people: list[Person], found: list[Found], generator: Generator) -> Picture:
-    """A row a person: a photo, and the face found."""
-    faces = faces_of(generator, torch.stack([each.latent for each in found]))
-    pairs = [
-        captioned([person.faces.pictures[0], mark_synthetic(face)], [person.name[:12], f"found\n{each.distance:.3f}"])
-        for person, each, face in zip(people, found, faces, strict=True)
-    ]
-    columns = min(len(pairs), 6)
-    blank = np.full_like(pairs[0], 255)
-    pairs += [blank] * (-len(pairs) % columns)
-    rows = [np.concatenate(pairs[start : start + columns], axis=1) for start in range(0, len(pairs), columns)]
-    return np.concatenate(rows)

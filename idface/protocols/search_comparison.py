@@ -21,21 +21,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data_modules.photos import Photo
 from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import best_device, load_generator
-from idface.files import write_csv
+from idface.files import save_tensors, write_csv
 from idface.latent.bank import Bank
 from idface.latent.results import captioned, faces_of, is_independent, search_progress
 from idface.latent.scoring import Scorer, distance_from_mean
 from idface.latent.search import mean_embedding, search
 from idface.latent.strategies import STRATEGIES
+from idface.names import RECOGNIZERS
 from idface.pictures import Picture, mark_synthetic, save_synthetic
 from idface.recognition.base import Recognizer
-from idface.recognition.build import KINDS, build_recognizer
+from idface.recognition.build import build_recognizer
 
 BUDGETS = (1_000, 10_000, 50_000)
 RESULTS = "results.csv"
@@ -74,14 +75,15 @@ class Cell(NamedTuple):
 def choose_people(
     data: PreparedDataModule, count: int, photos: int, guide: Recognizer, apart_from: PreparedDataModule | None
 ) -> list[Target]:
-    """People with enough photos, evenly over the alphabet, who look like nobody in another set.
+    """People with enough photos, evenly over the alphabet, who look least like anybody in another set.
 
     Args:
         data: where they are taken from.
         count: how many.
         photos: of each, the first by name.
-        guide: what tells whether somebody looks like another: whoever is nearer to any photo than its best threshold.
-        apart_from: that other set.
+        guide: what tells how much somebody looks like another.
+        apart_from: that other set: only the half of the people whose nearest photo in it is the farthest are taken. No
+            threshold would do, for among thousands of photos everybody has a double.
 
     Raises:
         ValueError: there are not as many.
@@ -93,20 +95,16 @@ def choose_people(
     enough = {name: sorted(found)[:photos] for name, found in sorted(of_person.items()) if len(found) >= photos}
     read = data.reader([])
     candidates = [Target(name, np.stack([read(photo) for photo in found])) for name, found in enough.items()]
-    if apart_from is not None:
-        calibration = guide.everyday
-        if calibration is None:
-            raise ValueError(f"--apart-from: no threshold of {guide.name} is known; see idface.protocols.verification")
+    if apart_from is not None and len(candidates) > count:
         others = _all_embeddings(apart_from, guide)  # (N, D)
         means = torch.stack([mean_embedding(_embedded(guide, target.photos)) for target in candidates])  # (T, D)
         nearest = 2 - 2 * (others @ means.T).amax(0)
-        far = (nearest > calibration.unit.best_threshold).tolist()
-        candidates = [target for target, is_far in zip(candidates, far, strict=True) if is_far]
+        far = nearest.argsort(descending=True)[: max(count, len(candidates) // 2)].sort().values
+        candidates = [candidates[row] for row in far.tolist()]
     if len(candidates) < count:
         raise ValueError(
             f"--people {count}: {len(candidates)} people have {photos} photos"
-            + (" and look like nobody in --apart-from" if apart_from else "")
-            + ": ask for fewer people or --photos, or give a larger --root"
+            ": ask for fewer people or --photos, or give a larger --root"
         )
     return [candidates[row] for row in np.linspace(0, len(candidates) - 1, count).round().astype(int)]
 
@@ -157,7 +155,7 @@ def compare(
                 if (name, budget, count) in done:
                     continue
                 cell, latents, each = _measure(scorer, chosen, means, name, budget, starts, judge)
-                save_file({"latents": latents}, _latents_file(out, cell))
+                save_tensors({"latents": latents}, _latents_file(out, cell))
                 write_csv(out / PEOPLE, PEOPLE_HEADER, [*_read_rows(out / PEOPLE), *each])
                 cells.append(cell)
                 write_csv(out / RESULTS, Cell._fields, cells)
@@ -282,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--apart-from", metavar="FOLDER", help="the prepared set that the generator was trained on")
     parser.add_argument("--bank", type=Path, metavar="BANK", help="of the generator's faces")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--recognizer", default="dlib", help=f"one of {KINDS}")
+    parser.add_argument("--recognizer", default="dlib", help=f"one of {RECOGNIZERS}")
     parser.add_argument("--judge", help="another one, which looks at the results")
     parser.add_argument("--people", type=int, default=8)
     parser.add_argument("--photos", type=int, nargs="+", default=[1, 5])

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from data_modules.lfw import FOLDERS, Pair, read_pairs
 from data_modules.photos import Photo, open_photo
 from data_modules.prepared import PreparedDataModule
+from idface.names import RECOGNIZERS
 from idface.recognition.alignment import FaceDetector, warp_face
 from idface.recognition.base import Recognizer, distance
-from idface.recognition.build import KINDS, build_recognizer
+from idface.recognition.build import build_recognizer
 from idface.recognition.calibration import Calibration, Verification, embed, summary, verify
 
 # Mean landmarks of the deep-funneled photos, 250x250: stands in where no face is detected.
@@ -143,7 +144,7 @@ def _path(folder: Path, photo: Place) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Measure a recogniser on LFW's ten folds and print the result."""
     parser = argparse.ArgumentParser("python -m idface.protocols.verification", description=main.__doc__)
-    parser.add_argument("recognizer", help=f"one of {KINDS}")
+    parser.add_argument("recognizer", help=f"one of {RECOGNIZERS}")
     parser.add_argument("--lfw", type=Path, metavar="FOLDER", required=True, help="pairs.txt and lfw-deepfunneled/")
     parser.add_argument("--prepared", metavar="FOLDER", help="what `idface prepare --data lfw` has written")
     parser.add_argument("--store", action="store_true", help="keep the distances of the prepared pairs")

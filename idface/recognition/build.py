@@ -1,15 +1,14 @@
 """A recogniser from the one word that names it on a command line."""
 
+from idface.names import RECOGNIZERS
 from idface.recognition.base import Recognizer
-
-KINDS = "dlib, facenet:vggface2, facenet:casia-webface, mobilefacenet:FILE, mobilefacenet+flip:FILE"
 
 
 def build_recognizer(name: str) -> Recognizer:
     """Build a recogniser.
 
     Args:
-        name: one of `KINDS`.
+        name: one of `RECOGNIZERS`.
 
     Raises:
         ValueError: unknown name.
@@ -29,4 +28,4 @@ def build_recognizer(name: str) -> Recognizer:
             from idface.recognition.mobilefacenet import MobileFaceNet
 
             return MobileFaceNet(file, flip=kind.endswith("+flip"))
-    raise ValueError(f"There is no recogniser {name!r}; give one of {KINDS}")
+    raise ValueError(f"There is no recogniser {name!r}; give one of {RECOGNIZERS}")

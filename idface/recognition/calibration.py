@@ -223,11 +223,12 @@ def calibrate(
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure a recogniser on the ORL faces and print the result."""
+    from idface.names import RECOGNIZERS
     from idface.recognition import orl
-    from idface.recognition.build import KINDS, build_recognizer
+    from idface.recognition.build import build_recognizer
 
     parser = argparse.ArgumentParser("python -m idface.recognition.calibration", description=main.__doc__)
-    parser.add_argument("recognizer", help=f"one of {KINDS}")
+    parser.add_argument("recognizer", help=f"one of {RECOGNIZERS}")
     parser.add_argument("--store", action="store_true", help=f"keep the ORL result in {STORE.name}")
     options = parser.parse_args(arguments)
 

@@ -61,7 +61,7 @@ def test_searching_in_two_processes(tmp_path: Path) -> None:
     assert two["val/faces/variety_real"] == pytest.approx(one["val/faces/variety_real"], rel=1e-3)  # all photos, once
     assert two["val/faces/frechet_distance"] > 0
 
-    found = {name: sorted((tmp_path / name / "samples/predict").iterdir()) for name in ("one", "two")}
+    found = {name: sorted((tmp_path / name / "samples/predict").glob("*/")) for name in ("one", "two")}
     assert len(found["one"]) == 3
     assert [folder.name for folder in found["two"]] == [folder.name for folder in found["one"]]
     for one_folder, two_folder in zip(found["one"], found["two"], strict=True):

@@ -200,7 +200,9 @@ def test_prediction_searches_for_the_people_of_the_photos(name: str, tmp_path: P
     run = trainer(1, tmp_path)
     run.fit(model, data)
     run.predict(model, data, return_predictions=False)
-    folders = sorted((tmp_path / "samples" / "predict").iterdir())
+    folder = tmp_path / "samples" / "predict"
+    assert {file.name for file in folder.iterdir() if file.is_file()} == {"results.csv", "overview.png"}
+    folders = sorted(each for each in folder.iterdir() if each.is_dir())
     assert len(folders) == 3
     assert {folder.name for folder in folders} <= set(data.identity_names)
     for folder in folders:
@@ -231,7 +233,7 @@ def test_prediction_starts_from_a_bank_and_may_be_guided_by_another_recogniser(t
     model = small(recognizer=guide, bank=tmp_path / "bank", strategy=Annealed(), budget=1, people=2, ema_decay=0.5)
     trainer(1, tmp_path).predict(model, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     best = Bank(tmp_path / "bank")
-    for folder in (tmp_path / "samples" / "predict").iterdir():
+    for folder in (tmp_path / "samples" / "predict").glob("*/"):
         latent = load_file(folder / "latent.safetensors")["latent"]
         assert any(torch.equal(latent, best.latents(torch.tensor([row]))[0]) for row in range(100))
 

@@ -75,12 +75,12 @@ def test_edits_are_made_measured_and_marked(kept: dict[str, str], tmp_path: Path
     assert [result["edit"] for result in report["results"]] == labels
 
     with Image.open(out / "grid.png") as grid:
-        assert grid.size == (4 * SIZE, 2 * SIZE)
+        assert grid.size == (4 * SIZE, 2 * SIZE + 26)
         assert "trainedAlgorithmicMedia" in grid.info["DigitalSourceType"]
         assert is_marked_synthetic(np.asarray(grid))
     for label in labels:
         with Image.open(out / "strips" / f"{label}.png") as strip:
-            assert strip.size == (3 * SIZE, 2 * SIZE)
+            assert strip.size == (3 * SIZE, 2 * SIZE + 26)
 
     latents = {label: load_file(out / "latents" / f"{label}.safetensors")["latent"] for label in labels}
     vectors = load_file(file)["vectors"]

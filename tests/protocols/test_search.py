@@ -52,6 +52,9 @@ def test_a_person_in_several_photos(checkpoint: str, face_folder: Path, tmp_path
     folder = tmp_path / "out" / "person_1"
     result = json.loads((folder / "result.json").read_text())
     assert (result["photos"], result["recognizer"]) == (4, "dlib")
+    assert result["face_detected"] is False  # the generator has learnt nothing
+    assert result["settings"]["budget"] == 60
+    assert (folder / "latent.safetensors").stat().st_mode == (folder / "result.json").stat().st_mode
     assert 50 < result["evaluations"] <= 60
     assert result["seconds"] > 0
     assert 0 <= result["different_person_pairs_nearer_percent"] <= 100
@@ -106,7 +109,9 @@ def test_a_single_photo_is_found_and_aligned(checkpoint: str, face_folder: Path,
     assert json.loads((tmp_path / "out" / "1" / "result.json").read_text())["photos"] == 1
 
 
-def test_bad_photos_are_listed_and_others_go_on(checkpoint: str, face_folder: Path, tmp_path: Path) -> None:
+def test_bad_photos_are_listed_and_others_go_on(
+    checkpoint: str, face_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     people = tmp_path / "people"
     shutil.copytree(face_folder / "person_1", people / "ann")
     (people / "ann" / "broken.jpg").write_bytes(b"no picture")
@@ -115,6 +120,9 @@ def test_bad_photos_are_listed_and_others_go_on(checkpoint: str, face_folder: Pa
     run(checkpoint, people, tmp_path / "out", budget=10)
     assert [row["person"] for row in table(tmp_path / "out" / "results.csv")] == ["ann"]
     assert {Path(row["file"]).name for row in table(tmp_path / "out" / "rejected.csv")} == {"broken.jpg", "notes.txt"}
+    (told,) = [record.getMessage() for record in caplog.records if "is left out" in record.getMessage()]
+    assert "notes.txt" in told
+    assert "broken.jpg" not in told  # that is somebody else's
 
 
 def test_a_stopped_search_goes_on(
@@ -148,6 +156,44 @@ def test_a_stopped_search_goes_on(
             assert resumed.read_bytes() == whole.read_bytes()
         else:
             assert np.array_equal(np.asarray(Image.open(resumed)), np.asarray(Image.open(whole)))
+
+
+def test_what_was_found_stays(
+    checkpoint: str, face_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(checkpoint, face_folder / "person_1", out)
+    before = {file: file.read_bytes() for file in (out / "person_1").iterdir()}
+    with pytest.raises(ValueError, match=r"person_1. holds .* another search .*: its budget is 60, here it is 61"):
+        run(checkpoint, face_folder / "person_1", out, budget=61)
+    run(checkpoint, face_folder / "person_2", out, budget=61)  # somebody else may come beside
+    assert [(row["person"], row["settings_budget"]) for row in table(out / "results.csv")] == [
+        ("person_1", "60"),
+        ("person_2", "61"),
+    ]
+    assert np.asarray(Image.open(out / "overview.png")).shape == (16 + 26, 2 * (2 * 16 + 2), 3)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(results, "search", never)
+    run(checkpoint, face_folder / "person_1", out)
+    assert before == {file: file.read_bytes() for file in (out / "person_1").iterdir()}
+
+
+def test_what_is_said_of_a_result() -> None:
+    result = {"distance": 0.05, "recognizer": "dlib", "evaluations": 1000, "seconds": 2.0, "face_detected": True}
+    calibrated = {
+        "threshold": 0.1838,
+        "same_person_pairs_nearer_percent": 92,
+        "different_person_pairs_nearer_percent": 0,
+    }
+    assert results.in_words("ann", result) == "ann: distance 0.0500 by dlib; 1,000 evaluations, 2.0 s"
+    judge = calibrated | {"distance": 1.4, "recognizer": "other", "threshold": 1.03}
+    said = results.in_words("ann", result | calibrated | {"face_detected": False, "judge": judge}).splitlines()
+    assert "0.0500 by dlib, the same person by its threshold of 0.184" in said[0]
+    assert "nothing that a detector takes for a face" in said[1]
+    assert "another recogniser: distance 1.4000 by other, somebody else by its threshold of 1.030" in said[2]
 
 
 def test_a_bank_gives_the_start(checkpoint: str, face_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The table of strategies and budgets."""
 
 import csv
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def test_every_strategy_is_measured_on_the_same_people_once(faces: PreparedDataM
         compare(*arguments[:-1], {"what": 2})
 
 
-def test_people_who_are_in_the_training_set_are_left_out(
+def test_people_who_look_like_the_training_set_are_left_out(
     faces: PreparedDataModule, face_folder: Path, tmp_path: Path
 ) -> None:
     guide = DlibResNet()
@@ -81,10 +80,8 @@ def test_people_who_are_in_the_training_set_are_left_out(
         PreparedDataModule(str(prepare(KnownFaces, root, tmp_path / f"prepared-{root.name}", size=64)), image_size=64)
         for root in (face_folder, tmp_path / "other")
     )
-    guide.calibration = dataclasses.replace(
-        guide.calibration, unit=dataclasses.replace(guide.thresholds, best_threshold=0.05)
-    )
     names = [target.name for target in choose_people(large, 4, 3, guide, other)]
     assert names == ["person_1", "person_3", "person_4", "person_6"]
-    with pytest.raises(ValueError, match="--people 5: 4 people have 3 photos and look like nobody in --apart-from"):
-        choose_people(large, 5, 3, guide, other)
+    assert len(choose_people(large, 1, 3, guide, other)) == 1
+    with pytest.raises(ValueError, match="--people 7: 6 people have 3 photos: ask for fewer"):
+        choose_people(large, 7, 3, guide, other)
