@@ -182,7 +182,9 @@ def _read_manifest(root: str) -> dict[str, Any]:
             raise FileNotFoundError(f"root: there is no folder '{root}'.{did_you_mean(nearest_folder(folder))}")
         if not (folder / MANIFEST).is_file():
             begun = (folder / ".work").is_dir()
-            state = "its preparation was not finished: give the same command again" if begun else "nothing was prepared"
+            state = "nothing was prepared there; give a folder that `idface prepare` has written"
+            if begun:
+                state = "its preparation was not finished: give the same command again"
             raise FileNotFoundError(f"root: '{root}' has no {MANIFEST}: {state}")
     try:
         with fsspec.open(f"{root}/{MANIFEST}", "rb") as file:
