@@ -71,8 +71,6 @@ def search_people(
         ValueError: the bank is of another generator or recogniser; a folder in `out` has somebody of that name who was
             found in another way; or what `search` raises.
     """
-    if budget < 1:
-        raise ValueError(f"budget is {budget}; a search needs at least one evaluation")
     if bank is not None and not strategy.uses_bank:
         log.warning("%s draws its own start and makes no use of a bank", type(strategy).__name__)
         bank = None

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from idface.files import whole_file
+from idface.files import save_tensors, whole_file
 from idface.latent.scoring import Scorer, distance_from_mean
 from idface.latent.strategies import Ask, Proposals, Scores, SearchStrategy, Task
 
@@ -294,8 +294,7 @@ class _Journal:
             }
             file = self.folder / f"scores-{len(self.files):06d}.safetensors"
             metadata = {"seconds": str(time.monotonic() - self.saved)}
-            with whole_file(file) as unfinished:
-                save_file(tensors, unfinished, metadata)
+            save_tensors(tensors, file, metadata)
             self.files.append(file)
             self.turns = []
         self.saved = time.monotonic()
