@@ -204,6 +204,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_invert(verbs)
     _add_properties(verbs)
     _add_edit(verbs)
+    _add_synthesize(verbs)
+    _add_augment(verbs)
 
     completion = verbs.add_parser("completion", help='for bash and zsh: eval "$(idface completion)"')
     completion.set_defaults(run=lambda _: print(_completion_script(verbs.choices)))
@@ -315,6 +317,95 @@ def _add_edit(verbs: Any) -> None:
     edit.set_defaults(run=_edit)
 
 
+def _add_synthesize(verbs: Any) -> None:
+    synthesize = verbs.add_parser(
+        "synthesize", help="make a set of synthetic faces of known or new people", allow_abbrev=False
+    )
+    synthesize.add_argument("--checkpoint", required=True, metavar="CKPT", help="of a CondVAEGAN, or zoo:NAME")
+    synthesize.add_argument(
+        "--out", type=_folder, required=True, metavar="SET", help="a new folder; or one to go on with"
+    )
+    synthesize.add_argument(
+        "--per-identity", type=_count, default=200, metavar="N", help="faces of each person (%(default)s)"
+    )
+    synthesize.add_argument("--mix", type=int, default=0, metavar="K", help="make new people, each a mixture of K")
+    synthesize.add_argument("--new-identities", type=int, default=0, metavar="M", help="... and so many of them")
+    _add_training_data(synthesize)
+    synthesize.add_argument(
+        "--evaluation",
+        type=_existing,
+        action="append",
+        default=[],
+        metavar="SET",
+        help="a prepared set of people whom no face may be taken for; may repeat",
+    )
+    synthesize.add_argument("--recognizer", default="dlib", metavar="NAME", help=f"checks faces: {RECOGNIZERS}")
+    synthesize.add_argument(
+        "--detect", action=argparse.BooleanOptionalAction, default=True, help="leave out what shows no face"
+    )
+    synthesize.add_argument("--unchecked", action="store_true", help="check nothing; the set says so")
+    measured = "(measured on the photos)"
+    synthesize.add_argument("--max-distance", type=float, metavar="D", help=f"to the mean of its person {measured}")
+    synthesize.add_argument(
+        "--duplicate-distance", type=float, metavar="D", help=f"least to training photos {measured}"
+    )
+    synthesize.add_argument("--leak-distance", type=float, metavar="D", help=f"least to other real people {measured}")
+    synthesize.add_argument(
+        "--format", choices=("shards", "folder"), default="shards", help="Parquet, or a PNG each (%(default)s)"
+    )
+    synthesize.add_argument("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
+    synthesize.set_defaults(run=_synthesize, goes_on=True)
+
+
+def _add_augment(verbs: Any) -> None:
+    augment = verbs.add_parser(
+        "augment", help="train recognisers with and without synthetic faces, and verify them", allow_abbrev=False
+    )
+    augment.add_argument("--checkpoint", required=True, metavar="CKPT", help="of a CondVAEGAN, or zoo:NAME")
+    augment.add_argument("--evaluation", type=_existing, required=True, metavar="SET", help="LFW, prepared")
+    augment.add_argument("--pairs", type=_existing, required=True, metavar="FILE", help="LFW's pairs.txt")
+    augment.add_argument("--out", type=_folder, required=True, metavar="DIR", help="a new folder; or one to go on with")
+    _add_training_data(augment)
+    arms = ("real", "known", "new", "classic")
+    augment.add_argument("--arms", nargs="+", choices=arms, default=arms, help="what is compared (all)")
+    augment.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), metavar="N", help="of the training (0 1 2)")
+    augment.add_argument("--steps", type=_count, default=2000, metavar="N", help="batches of each (%(default)s)")
+    augment.add_argument("--batch-size", type=_count, default=64, metavar="B", help="(%(default)s)")
+    augment.add_argument("--layers", type=int, choices=(9, 29), default=9, help="of LightCNN (%(default)s)")
+    augment.add_argument("--loss", choices=("softmax", "cosface"), default="softmax", help="(%(default)s)")
+    augment.add_argument("--per-identity", type=_count, default=200, metavar="N", help="faces (%(default)s)")
+    augment.add_argument("--mix", type=int, default=3, metavar="K", help="people in a new one (%(default)s)")
+    augment.add_argument("--new-identities", type=_count, default=5000, metavar="M", help="(%(default)s)")
+    augment.add_argument("--per-new-identity", type=_count, default=100, metavar="N", help="faces (%(default)s)")
+    augment.add_argument("--recognizer", default="dlib", metavar="NAME", help=f"checks faces: {RECOGNIZERS}")
+    augment.add_argument(
+        "--detect", action=argparse.BooleanOptionalAction, default=True, help="leave out what shows no face"
+    )
+    augment.set_defaults(run=_augment, goes_on=True)
+
+    quality = verbs.add_parser("quality", help="judge synthetic sets: recognisable, real, various", allow_abbrev=False)
+    quality.add_argument(
+        "--set", dest="sets", action="append", required=True, metavar="[NAME=]SET", help="synthesised; may repeat"
+    )
+    quality.add_argument("--classifier", required=True, metavar="CKPT", help="of a LightCNNTraining on the real photos")
+    quality.add_argument(
+        "--data", type=_existing, required=True, metavar="FILE", help="those: a recipe with its data, or a prepared set"
+    )
+    quality.add_argument("--judge", default="dlib", metavar="NAME", help=f"measures distances: {RECOGNIZERS}")
+    quality.add_argument("--seed", type=int, default=0, help="of the pairs that are drawn (%(default)s)")
+    quality.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
+    quality.set_defaults(run=_quality)
+
+
+def _add_training_data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--data",
+        type=_existing,
+        metavar="FILE",
+        help="what the model was trained on: a recipe with its data, or a prepared set (the run's own config.yaml)",
+    )
+
+
 def _called(function: Callable[..., Result], options: argparse.Namespace, **renamed: Any) -> Result:
     """Call a function with the options that are named as its parameters."""
     names = inspect.signature(function).parameters
@@ -343,6 +434,24 @@ def _edit(options: argparse.Namespace) -> None:
     from idface.protocols.edit import edit, summary
 
     print(*summary(_called(edit, options, attributes=options.attribute)), options.out, sep="\n")
+
+
+def _synthesize(options: argparse.Namespace) -> None:
+    from idface.protocols.synthesize import in_words, synthesize
+
+    print(*in_words(_called(synthesize, options)), options.out, sep="\n")
+
+
+def _augment(options: argparse.Namespace) -> None:
+    from idface.protocols.augment import augment, in_words
+
+    print(*in_words(_called(augment, options)), options.out, sep="\n")
+
+
+def _quality(options: argparse.Namespace) -> None:
+    from idface.protocols.quality import in_words, quality
+
+    print(*in_words(_called(quality, options)), options.out, sep="\n")
 
 
 def _search(options: argparse.Namespace) -> None:

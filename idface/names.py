@@ -8,7 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-RECOGNIZERS = "dlib, facenet:vggface2, facenet:casia-webface, mobilefacenet:FILE, mobilefacenet+flip:FILE"
+RECOGNIZERS = (
+    "dlib, facenet:vggface2, facenet:casia-webface, mobilefacenet:FILE, mobilefacenet+flip:FILE, lightcnn9:FILE, "
+    "lightcnn29:FILE"
+)
 """What `--recognizer` and `--judge` take."""
 
 _PACKAGES = ("idface", "data_modules")

@@ -53,7 +53,7 @@ class Scorer:
         self.batch_size = batch_size or (1024 if generator.device.type == "cuda" else 64)
         self._exact = _Embedding(generator, recognizer)
         self._fast, self.precision = self._exact, "float32"
-        if precision == "bfloat16" or (precision == "auto" and _is_fast_in_bfloat16(generator.device)):
+        if precision == "bfloat16" or (precision == "auto" and is_fast_in_bfloat16(generator.device)):
             try:
                 self._fast = _Embedding(generator.in_bfloat16(), recognizer.in_bfloat16())
                 with torch.no_grad():
@@ -144,7 +144,8 @@ class _Embedding(nn.Module):
         return embedding
 
 
-def _is_fast_in_bfloat16(device: torch.device) -> bool:
+def is_fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 fast: a GPU that has it, or a CPU with AMX."""
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
 
 

@@ -1,5 +1,6 @@
 """Losses over identity labels."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,3 +20,19 @@ def identity_loss(logits: Tensor, identity: Tensor) -> Tensor:
     """
     total = F.cross_entropy(logits, identity, ignore_index=UNKNOWN, reduction="sum")
     return total / (identity != UNKNOWN).sum().clamp(min=1)
+
+
+def cosface_loss(cosines: Tensor, identity: Tensor, margin: float = 0.35, scale: float = 30.0) -> Tensor:
+    """Large-margin cosine loss (Wang et al. 2018, *CosFace*, eq. 4): cross-entropy of `s (cos - m)` for the own person.
+
+    Args:
+        cosines: of each embedding and each person's weights, (B, num_identities), in [-1, 1].
+        identity: int64 (B,), -1 for an unlabelled image, which is skipped.
+        margin: m, by how much the own cosine must be larger.
+        scale: s.
+
+    Returns:
+        Scalar mean over the labelled images; 0, with a zero gradient, for a batch without any.
+    """
+    own = torch.zeros_like(cosines).scatter_(1, identity.clamp(min=0)[:, None], margin)
+    return identity_loss(scale * (cosines - own), identity)

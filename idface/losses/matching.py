@@ -37,6 +37,23 @@ def feature_matching_loss(result_features: Tensor, target_features: Tensor) -> T
     return 0.5 * F.mse_loss(result_features, target_features.detach())
 
 
+def mean_absolute_difference(results: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """How far results are from targets, `sum_i |target_i - result_i|_1 / N_i` (*Conditional face synthesis*, eq. 3).
+
+    With one pair of images it is eq. 4, with one of a recogniser's features a term of eq. 7; their L1 norms are means
+    over elements as well.
+
+    Args:
+        results: features of generated images, layer by layer, or the images: (B, ...) each.
+        targets: those of the real images; detached.
+
+    Returns:
+        Scalar, at least 0: the means over elements, summed over layers.
+    """
+    means = [F.l1_loss(own, target.detach()) for own, target in zip(results, targets, strict=True)]
+    return torch.stack(means).sum()
+
+
 def identity_preserving_loss(result_features: Sequence[Tensor], real_features: Sequence[Tensor]) -> Tensor:
     """How far generated faces are from being somebody, in a recogniser's last layers (Vendrow & Singhal, section 2).
 

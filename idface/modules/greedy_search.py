@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from data_modules.batch import EVALUATION_SETS, FaceBatch
 from idface.latent.bank import Bank
@@ -24,7 +23,7 @@ from idface.latent.search import JOURNAL
 from idface.latent.strategies import Hybrid, SearchStrategy
 from idface.losses.adversarial import discriminator_loss, generator_loss
 from idface.losses.matching import identity_preserving_loss
-from idface.metrics.variety import MeanPairDistance
+from idface.metrics.variety import JudgedFaces
 from idface.modules.base import FaceModule
 from idface.names import from_here
 from idface.networks.dcgan import DCGANDiscriminator, DCGANGenerator, dcgan_init
@@ -68,7 +67,6 @@ class GreedySearchModule(FaceModule):
 
     changeable = ("judge", "recognizer")
     spared = ("judge", "recognizer", "identity_recognizer", "identity_layers", "identity_bfloat16")
-    frechet: FrechetInceptionDistance
 
     def __init__(
         self,
@@ -126,10 +124,7 @@ class GreedySearchModule(FaceModule):
         self.generator = DCGANGenerator(latent_dim, image_size, width)  # G
         self.discriminator = DCGANDiscriminator(image_size, discriminator_width).apply(dcgan_init)  # D
         if judge is not None:
-            self.frechet = FrechetInceptionDistance(_Embedding(judge), normalize=True)
-            self.variety = nn.ModuleDict(
-                {name: MeanPairDistance(judge.embedding_dim) for name in ("real", "generated")}
-            )
+            self.judged = JudgedFaces(judge.embedding_dim)
 
     @property
     def phases(self) -> Mapping[str, nn.Module]:
@@ -209,8 +204,7 @@ class GreedySearchModule(FaceModule):
     def start_evaluation(self) -> None:
         """Forget an evaluation before; processes that were spawned even share its figures' memory until then."""
         if self.judge is not None:
-            for metric in (self.frechet, *self._variety.values()):
-                metric.reset()
+            self.judged.reset()
 
     def validation_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As many generated faces as there are real ones, before the judge."""
@@ -218,9 +212,8 @@ class GreedySearchModule(FaceModule):
             return
         place = (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
         faces = self(self.fixed_latents(len(batch["image"]), place))
-        for images, name in ((batch["image"], "real"), (faces, "generated")):
-            self.frechet.update((images + 1) / 2, real=name == "real")
-            self._variety[name].update(self.judge(images))
+        self.judged.update(self.judge(batch["image"]), real=True)
+        self.judged.update(self.judge(faces), real=False)
 
     test_step = validation_step
 
@@ -228,14 +221,7 @@ class GreedySearchModule(FaceModule):
         """Log `<stage>/faces/...`: the judge's Fréchet distance, and how far apart two faces are on average."""
         if self.judge is None:
             return
-        figures = {f"variety_{name}": metric.compute() for name, metric in self._variety.items()}
-        if all(torch.isfinite(value) for value in figures.values()):  # two faces or more, on all ranks together
-            figures["frechet_distance"] = self.frechet.compute()
-            self.log_dict({f"{stage}/faces/{name}": value.to(self.device) for name, value in figures.items()})
-
-    @property
-    def _variety(self) -> dict[str, MeanPairDistance]:
-        return {name: cast(MeanPairDistance, metric) for name, metric in self.variety.items()}
+        self.log_dict({f"{stage}/faces/{name}": value.to(self.device) for name, value in self.judged.compute().items()})
 
     # ------------------------------------------------------------------------------------------------------ prediction
 
@@ -306,17 +292,3 @@ class GreedySearchModule(FaceModule):
             for person, images in part.items():
                 photos[person] |= {row: image.clone() for row, image in images.items()}  # no tensor of inference
         return photos
-
-
-class _Embedding(nn.Module):
-    """A judge as torchmetrics wants the network of a Fréchet distance: pictures in [0, 1], a length it knows."""
-
-    def __init__(self, judge: Recognizer) -> None:
-        super().__init__()
-        self.judge = [judge]  # not a submodule: the judge is one already
-        self.num_features = judge.embedding_dim
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] to (B, D)."""
-        embedding: Tensor = self.judge[0](image * 2 - 1)
-        return embedding

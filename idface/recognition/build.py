@@ -28,4 +28,8 @@ def build_recognizer(name: str) -> Recognizer:
             from idface.recognition.mobilefacenet import MobileFaceNet
 
             return MobileFaceNet(file, flip=kind.endswith("+flip"))
+        case "lightcnn9" | "lightcnn29", file if file:
+            from idface.recognition.light_cnn import LightCNN
+
+            return LightCNN(file, layers=9 if kind == "lightcnn9" else 29)
     raise ValueError(f"There is no recogniser {name!r}; give one of {RECOGNIZERS}")

@@ -34,6 +34,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"No weights file {path}")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):  # beside an epoch and the like
+            state = state["state_dict"]
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged or no file of weights alone: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

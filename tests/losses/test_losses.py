@@ -1,5 +1,6 @@
 """Each loss against an independent computation of its equation."""
 
+import math
 from itertools import permutations
 
 import numpy as np
@@ -10,8 +11,13 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from idface.losses.adversarial import discriminator_loss, generator_loss
-from idface.losses.classification import identity_loss
-from idface.losses.matching import feature_matching_loss, identity_preserving_loss, reconstruction_loss
+from idface.losses.classification import cosface_loss, identity_loss
+from idface.losses.matching import (
+    feature_matching_loss,
+    identity_preserving_loss,
+    mean_absolute_difference,
+    reconstruction_loss,
+)
 from idface.losses.variational import kl_divergence, sample_posterior
 
 
@@ -127,3 +133,33 @@ def test_features_that_do_not_fit_are_refused() -> None:
         identity_preserving_loss([normal(5, 3)], [normal(4, 3)])
     with pytest.raises(ValueError, match="at least one"):
         identity_preserving_loss([], [])
+
+
+def test_mean_absolute_difference_is_equations_3_and_4_and_leaves_the_target_alone() -> None:
+    results = [normal(2, 3, 4, 4).requires_grad_(), normal(2, 5, seed=1)]
+    targets = [normal(2, 3, 4, 4, seed=2).requires_grad_(), normal(2, 5, seed=3)]
+    loss = mean_absolute_difference(results, targets)
+    expected = sum(
+        float(np.abs(a.detach().numpy() - b.detach().numpy()).sum()) / a.numel()
+        for a, b in zip(results, targets, strict=True)
+    )
+    assert np.isclose(loss.item(), expected)
+    loss.backward()
+    assert targets[0].grad is None
+    assert results[0].grad is not None
+    assert torch.allclose(results[0].grad, (results[0] - targets[0]).detach().sign() / 96)
+
+
+def test_cosface_is_its_equation_4() -> None:
+    cosines = torch.tanh(normal(4, 3))
+    identity = torch.tensor([2, 0, -1, 1])
+    terms = []
+    for row, person in zip(cosines.tolist(), identity.tolist(), strict=True):
+        if person >= 0:
+            own = math.exp(20 * (row[person] - 0.3))
+            others = sum(math.exp(20 * value) for j, value in enumerate(row) if j != person)
+            terms.append(-math.log(own / (own + others)))
+    loss = cosface_loss(cosines, identity, margin=0.3, scale=20)
+    assert np.isclose(loss.item(), sum(terms) / 3)
+    without = cosface_loss(cosines, identity, margin=1e-9, scale=1)
+    assert torch.allclose(without, identity_loss(cosines, identity))

@@ -166,7 +166,7 @@ def test_the_evaluation_compares_as_many_generated_faces_as_real_ones(tmp_path: 
     assert figures["val/faces/variety_real"] == pytest.approx(
         float(torch.pdist(judge(images)).square().mean()), rel=1e-3
     )
-    counts = int(model.frechet.real_features_num_samples), int(model.frechet.fake_features_num_samples)
+    counts = int(model.judged.frechet.real_features_num_samples), int(model.judged.frechet.fake_features_num_samples)
     assert counts == (len(images), len(images))  # of the last of two evaluations
 
     class Copies(GreedySearchModule):

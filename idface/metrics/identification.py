@@ -1,0 +1,53 @@
+"""Who is it? The nearest of a gallery of known people."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class RankOne(Metric):
+    """Share of faces whose nearest gallery photo, by the cosine of embeddings, is of the right person.
+
+    `compute` gives, as scalars: `top1`; `chance`, one in the size of the gallery; `faces`, how many were looked for.
+    Faces of people without a photo in the gallery are left out.
+    """
+
+    full_state_update = False
+    embedding: list[Tensor]
+    identity: list[Tensor]
+    gallery: list[Tensor]
+    gallery_identity: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("embedding", "identity", "gallery", "gallery_identity"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, embedding: Tensor, identity: Tensor) -> None:
+        """Add faces to look for: embeddings (B, D), of any length, and int64 (B,)."""
+        self.embedding.append(embedding)
+        self.identity.append(identity)
+
+    def update_gallery(self, embedding: Tensor, identity: Tensor) -> None:
+        """Add photos of known people: embeddings (B, D), of any length, and int64 (B,)."""
+        self.gallery.append(embedding)
+        self.gallery_identity.append(identity)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures listed above, float32; empty where there is nobody to look for or no gallery."""
+        if not self.embedding or not self.gallery:
+            return {}
+        embedding, identity = F.normalize(dim_zero_cat(self.embedding)), dim_zero_cat(self.identity)
+        gallery, people = F.normalize(dim_zero_cat(self.gallery)), dim_zero_cat(self.gallery_identity)
+        there = torch.isin(identity, people)
+        if not bool(there.any()):
+            return {}
+        found = people[(embedding[there] @ gallery.T).argmax(1)]
+        device = gallery.device
+        return {
+            "top1": (found == identity[there]).float().mean(),
+            "chance": torch.tensor(1.0 / len(gallery), device=device),
+            "faces": there.sum().float(),
+        }

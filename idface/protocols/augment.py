@@ -1,0 +1,342 @@
+"""`idface augment`: do synthetic faces make a better recogniser? (*Conditional face synthesis*, section 4.3, table 2.)
+
+OUT/known/, OUT/new/        the synthetic sets, as `idface synthesize` writes them
+OUT/ARM-SEED/               a trained recogniser each: light_cnn.safetensors, and result.json with its verification
+OUT/augmentation.csv        the table; augmentation.json: the same with all settings; augmentation.png: a plot
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from scipy import stats
+from torch import Tensor, nn
+
+from data_modules.base import FaceDataModule
+from data_modules.joined import JoinedDataModule
+from data_modules.lfw import read_pairs
+from data_modules.people import plain_name
+from data_modules.prepared import PreparedDataModule
+from idface.checkpoints import load_model
+from idface.files import save_tensors, whole_file, write_csv
+from idface.modules.cond_vaegan import CondVAEGAN
+from idface.modules.recognition import LightCNNTraining
+from idface.networks.light_cnn import Layers
+from idface.protocols.sources import training_data
+from idface.protocols.synthesize import synthesize
+from idface.recognition.base import distance
+from idface.recognition.calibration import verify
+from idface.recognition.light_cnn import LightCNN
+
+log = logging.getLogger(__name__)
+
+Arm = Literal["real", "known", "new", "classic"]
+
+ARMS: dict[Arm, str] = {
+    "real": "real photos alone",
+    "known": "real photos and synthetic faces of the same people",
+    "new": "real photos and synthetic faces of new people",
+    "classic": "real photos, mirrored, moved, turned, brightened",
+}
+
+PUBLISHED = {
+    "softmax": {"real": 92.23, "known": 93.53, "new": 93.13},
+    "a second loss": {"real": 93.12, "known": 94.22, "new": 94.20},
+}
+"""The paper's table 2: accuracy on LFW in per cent, LightCNN-29 and Concentrate Loss, trained on FaceScrub."""
+
+
+class Pairs:
+    """Pairs of LFW whose people a training set does not share.
+
+    Args:
+        prepared: the prepared set of LFW.
+        pairs: LFW's `pairs.txt`.
+        training: names of the people trained on.
+        image_size: side of the pictures in pixels.
+
+    Raises:
+        ValueError: a file is not as it should be, or too few pairs are left.
+    """
+
+    def __init__(self, prepared: Path, pairs: Path, training: Sequence[str], image_size: int) -> None:
+        everything, folds = read_pairs(pairs)
+        trained = {plain_name(name) for name in training}
+        apart = [row for row, (a, b) in enumerate(everything) if not {plain_name(a[0]), plain_name(b[0])} & trained]
+        self.shared = len(everything) - len(apart)
+        chosen = [everything[row] for row in apart]
+        photos = sorted({photo for pair in chosen for photo in pair})
+        data = PreparedDataModule(str(prepared), image_size=image_size)
+        there = {photo.name: photo for photo in data.wanted_photos()[0]}
+        names = [f"{name}/{name}_{number:04d}.jpg" for name, number in photos]
+        if missing := [name for name in names if name not in there]:
+            raise ValueError(
+                f"--evaluation {prepared} lacks {len(missing)} photos of the pairs, {missing[0]} among them: expected "
+                "LFW, as `idface prepare --data lfw` writes it"
+            )
+        read = data.reader([])
+        self.images = torch.from_numpy(np.stack([read(there[name]) for name in names])).permute(0, 3, 1, 2).contiguous()
+        place = {photo: row for row, photo in enumerate(photos)}
+        self.first, self.second = (torch.tensor([place[pair[side]] for pair in chosen]) for side in (0, 1))
+        self.same = np.array([a[0] == b[0] for a, b in chosen])
+        self.fold = folds[apart]
+
+    def accuracy(self, recognizer: LightCNN) -> tuple[float, float]:
+        """Mean accuracy over the folds, each by the others' threshold, and its standard deviation; in per cent."""
+        embeddings: Tensor = recognizer.embed(self.images)
+        apart = distance(embeddings[self.first], embeddings[self.second]).cpu().numpy()
+        result = verify(apart, self.same, self.fold)
+        return 100 * result.accuracy, 100 * result.accuracy_std
+
+
+def augment(
+    checkpoint: str,
+    out: Path,
+    evaluation: Path,
+    pairs: Path,
+    *,
+    data: Path | None = None,
+    arms: Sequence[Arm] = tuple(ARMS),
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 2000,
+    batch_size: int = 64,
+    layers: Layers = 9,
+    loss: Literal["softmax", "cosface"] = "softmax",
+    learning_rate: float = 5e-4,
+    per_identity: int = 200,
+    mix: int = 3,
+    new_identities: int = 5000,
+    per_new_identity: int = 100,
+    recognizer: str = "dlib",
+    detect: bool = True,
+    precision: str | None = None,
+) -> dict[str, Any]:
+    """Synthesise, train a recogniser with and without, verify: everything that is not there yet.
+
+    All arms see the same number of batches of the same size, at the same rate, from the same start for one seed; none
+    but "classic" augments photos in any other way.
+
+    Args:
+        checkpoint: of a CondVAEGAN, what `load_model` takes.
+        out: the folder to write, or to go on with.
+        evaluation: LFW, prepared; its people are also those whom no synthetic face may be taken for.
+        pairs: LFW's `pairs.txt`. Pairs that show somebody of the training set are left out.
+        data: what the model was trained on, see `training_data`.
+        arms: which of `ARMS`; "real" is what the others are compared with.
+        seeds: of the recognisers' training; three or more for an interval.
+        steps, batch_size, layers, loss, learning_rate: of the recognisers' training; see `LightCNNTraining`.
+        per_identity, mix, new_identities, per_new_identity, recognizer, detect: of the sets, see `synthesize`.
+        precision: of training, as the Trainer takes it; None for bfloat16 where it is fast.
+
+    Returns:
+        What is in `augmentation.json`.
+
+    Raises:
+        ValueError, OSError: an argument, the checkpoint or the data are not as they should be.
+    """
+    if "real" not in arms or len(set(arms)) < 2 or len(set(seeds)) < 2:
+        raise ValueError(
+            f"--arms {' '.join(arms)} and --seeds {' '.join(map(str, seeds))}: a comparison takes the arm 'real', "
+            "another one, and two seeds or more, three for an interval that says something"
+        )
+    model = load_model(checkpoint)
+    if not isinstance(model, CondVAEGAN):
+        raise ValueError(f"{checkpoint} is of {type(model).__name__}, which makes no faces of given people")
+    real = training_data(checkpoint, data, model.num_identities, model.image_size)
+    judged = Pairs(evaluation, pairs, real.identity_names[: real.num_identities], model.image_size)
+    log.warning("%d pairs are left of LFW's: %d show people of the training set", len(judged.same), judged.shared)
+
+    sets: dict[str, Path] = {}
+    common: dict[str, Any] = {"data": data, "evaluation": [evaluation], "recognizer": recognizer, "detect": detect}
+    out.mkdir(parents=True, exist_ok=True)
+    if "known" in arms:
+        sets["known"] = out / "known"
+        synthesize(checkpoint, sets["known"], per_identity, **common)
+    if "new" in arms:
+        sets["new"] = out / "new"
+        synthesize(checkpoint, sets["new"], per_new_identity, mix=mix, new_identities=new_identities, **common)
+    training = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "layers": layers,
+        "loss": loss,
+        "learning_rate": learning_rate,
+    }
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for seed in seeds:
+        for arm in arms:
+            synthetic = sets.get(arm)
+            settings = {**training, "arm": arm, "seed": seed, "set": _told(synthetic)}
+            results[arm].append(_trained(out / f"{arm}-{seed}", settings, real, synthetic, judged, precision))
+            log.warning("%s, seed %d: %.2f %%", arm, seed, results[arm][-1]["accuracy"])
+    rows = table(results)
+    summary = {
+        "checkpoint": checkpoint,
+        "training": training,
+        "seeds": list(seeds),
+        "pairs": len(judged.same),
+        "pairs_left_out": judged.shared,
+        "arms": {row["arm"]: row for row in rows},
+        "published": PUBLISHED,
+    }
+    with whole_file(out / "augmentation.json") as unfinished:
+        unfinished.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    write_csv(out / "augmentation.csv", tuple(rows[0]), [tuple(row.values()) for row in rows])
+    _plot(rows, out / "augmentation.png", f"LFW, {len(judged.same):,} pairs, {len(set(seeds))} seeds")
+    return summary
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Accuracy of each arm, and its gain over "real": the mean of the differences of runs of one seed.
+
+    Args:
+        results: of each arm, in the order of the seeds, with `accuracy` in per cent and `training_photos`.
+
+    Returns:
+        For each arm: `accuracy`, the mean over seeds, and its standard deviation `std`; `gain` in points and the ends
+        of its 95 % interval, Student's over the seeds.
+    """
+    base = np.array([each["accuracy"] for each in results["real"]])
+    rows = []
+    for arm, runs in results.items():
+        accuracy = np.array([each["accuracy"] for each in runs])
+        gain = accuracy - base
+        half = float(stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5)
+        mean = float(gain.mean())
+        rows.append(
+            {
+                "arm": arm,
+                "training_photos": runs[0]["training_photos"],
+                "people": runs[0]["people"],
+                "accuracy": float(accuracy.mean()),
+                "std": float(accuracy.std(ddof=1)),
+                "gain": mean,
+                "gain_low": mean - half,
+                "gain_high": mean + half,
+            }
+        )
+    return rows
+
+
+def in_words(summary: Mapping[str, Any]) -> list[str]:
+    """The table as lines."""
+    lines = [f"LFW, {summary['pairs']:,} pairs ({summary['pairs_left_out']:,} left out), seeds {summary['seeds']}"]
+    for arm, row in summary["arms"].items():
+        gain = (
+            "" if arm == "real" else f"  {row['gain']:+.2f} points ({row['gain_low']:+.2f} to {row['gain_high']:+.2f})"
+        )
+        lines.append(f"{arm:8} {row['training_photos']:8,} photos  {row['accuracy']:.2f} ± {row['std']:.2f} %{gain}")
+    return lines
+
+
+def _trained(
+    folder: Path,
+    settings: Mapping[str, Any],
+    real: FaceDataModule,
+    synthetic: Path | None,
+    judged: Pairs,
+    precision: str | None,
+) -> dict[str, Any]:
+    """Train one recogniser and verify it, unless that was done."""
+    file = folder / "result.json"
+    if file.is_file():
+        before: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        if before["settings"] != settings:
+            changed = [key for key, value in settings.items() if before["settings"].get(key) != value]
+            raise ValueError(f"{folder} was made with another {', '.join(changed)}: give another --out")
+        return before
+    seed = settings["seed"]
+    size = real.image_size
+    sets = [real] if synthetic is None else [real, PreparedDataModule(str(synthetic), image_size=size)]
+    data = JoinedDataModule(
+        sets,
+        image_size=size,
+        batch_size=settings["batch_size"],
+        seed=seed,
+        partner=False,
+        batch_transforms=classic_transforms() if settings["arm"] == "classic" else None,
+    )
+    seed_everything(seed, verbose=False)
+    steps = settings["steps"]
+    model = LightCNNTraining(
+        data.num_identities,
+        settings["layers"],
+        settings["loss"],
+        optimizer=lambda p: torch.optim.AdamW(p, lr=settings["learning_rate"], weight_decay=0.05),
+        scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps),
+    )
+    trainer = Trainer(
+        max_steps=steps,
+        precision=precision or _fast_precision(),  # type: ignore[arg-type]
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(model, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "light_cnn.safetensors"
+    state = model.trained("network").state_dict()
+    save_tensors({f"network.{name}": value.cpu().contiguous() for name, value in state.items()}, weights)
+    accuracy, std = judged.accuracy(LightCNN(weights, settings["layers"]).to(model.device))
+    result = {
+        "settings": dict(settings),
+        "accuracy": accuracy,
+        "std_over_folds": std,
+        "people": data.num_identities,
+        "training_photos": len(data.split.train),
+    }
+    with whole_file(file) as unfinished:
+        unfinished.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    return result
+
+
+def classic_transforms() -> list[nn.Module]:
+    """What the paper calls traditional augmentation: mirrored, moved, turned, cropped; and light."""
+    from kornia.augmentation import ColorJiggle, RandomAffine, RandomHorizontalFlip
+
+    return [
+        RandomHorizontalFlip(p=0.5),
+        RandomAffine(degrees=10.0, translate=(0.06, 0.06), scale=(0.9, 1.15), padding_mode="reflection", p=0.8),
+        ColorJiggle(0.2, 0.2, 0.2, 0.02, p=0.5),
+    ]
+
+
+def _told(synthetic: Path | None) -> Any:
+    """What tells one synthetic set from another."""
+    if synthetic is None:
+        return None
+    return json.loads((synthetic / "synthesis.json").read_text("utf-8"))["settings"]
+
+
+def _fast_precision() -> str:
+    from idface.checkpoints import best_device
+    from idface.latent.scoring import is_fast_in_bfloat16
+
+    return "bf16-mixed" if is_fast_in_bfloat16(best_device()) else "32-true"
+
+
+def _plot(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    others = [row for row in rows if row["arm"] != "real"]
+    gains = [row["gain"] for row in others]
+    ends = np.abs([[row["gain"] - row["gain_low"], row["gain_high"] - row["gain"]] for row in others]).T
+    axes.errorbar(gains, range(len(others)), xerr=ends, fmt="o", capsize=4)
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    axes.set_yticks(range(len(others)), [row["arm"] for row in others])
+    axes.set_xlabel("gain over real photos alone, points (95 % interval)")
+    axes.set_title(title, fontsize=9)
+    axes.margins(y=0.3)
+    figure.savefig(path, dpi=150)

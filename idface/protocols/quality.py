@@ -1,0 +1,199 @@
+"""`idface quality`: how recognisable, real and various synthetic faces are (*Conditional face synthesis*, table 1)."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from data_modules.batch import to_float
+from idface.checkpoints import best_device, load_model
+from idface.files import whole_file, write_csv
+from idface.metrics.variety import AsTheyAre, JudgedFaces, perceptual_distance
+from idface.modules.recognition import LightCNNTraining
+from idface.protocols.sources import (
+    BATCH,
+    People,
+    held_out_people,
+    people_of,
+    rows_of,
+    side_of,
+    training_data,
+    training_people,
+)
+from idface.recognition.base import Recognizer
+from idface.recognition.build import build_recognizer
+
+log = logging.getLogger(__name__)
+
+PAIRS = 2000
+"""Pairs of one person's faces whose spread is measured, at most."""
+
+PUBLISHED = {
+    "note": "FaceScrub, 128x128; top-1 by LightCNN-29, inception score by a classifier of CASIA-WebFace",
+    "real": {"top1": 99.69},
+    "whole": {"top1": 99.56},
+    "no identity loss": {"top1": 79.50},
+}
+"""What the paper's text says of its table 1."""
+
+
+def quality(
+    sets: Sequence[str],
+    classifier: str,
+    data: Path,
+    out: Path,
+    *,
+    judge: str = "dlib",
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Judge sets that `idface synthesize` has written, beside held-out photos of the same people.
+
+    Args:
+        sets: folders, each with a name before it or not: `cvae=sets/cvae`.
+        classifier: checkpoint of a LightCNNTraining that was trained on the real photos.
+        data: those photos, see `training_data`: what it was trained on, and what the generators were.
+        out: the folder for `quality.csv` and `quality.json`.
+        judge: the recogniser of the distances, which should have been no loss and no check of the sets.
+        seed: of the pairs that are drawn.
+
+    Returns:
+        A row for the held-out photos, "real", and for each set: `faces`; `top1` in per cent, of faces that the
+        classifier takes for their person (known people only) and `chance`; `inception_score`, of the classifier;
+        `spread`, mean squared distance of two embeddings of one person, and `perceptual_spread`, see
+        `perceptual_distance`, by the judge; `frechet_distance` and `kernel_distance` (times 1,000) of embeddings from
+        the training photos', of as many faces as there are photos or fewer; `independent`: the judge was no loss of the
+        model and did not choose the faces.
+
+    Raises:
+        ValueError, OSError: a set, the classifier or the data are not as they should be.
+    """
+    device = best_device()
+    model = load_model(classifier)
+    if not isinstance(model, LightCNNTraining):
+        raise ValueError(f"--classifier {classifier} is of {type(model).__name__}, expected one of LightCNNTraining")
+    model = model.to(device)
+    network = build_recognizer(judge).to(device)
+    named = [(name or Path(path).name, Path(path)) for name, _, path in (_named(each) for each in sets)]
+    size = side_of(named[0][1], "--set")
+    source = training_data(classifier, data, model.num_identities, size)
+    training = training_people(source)
+    judged = _Judge(model, network, training, device, seed)
+    rows = [{"set": "real", **judged.figures(held_out_people(source)), "independent": True}]
+    for name, folder in named:
+        people = people_of(folder, size, "--set")
+        rows.append({"set": name, **judged.figures(people), "independent": _is_independent(folder, network)})
+        if not rows[-1]["independent"]:
+            log.warning(
+                "%s was a loss of the model of '%s' or chose its faces: its figures flatter them", judge, folder
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "quality.csv", tuple(rows[0]), [tuple(row.values()) for row in rows])
+    with whole_file(out / "quality.json") as unfinished:
+        told = {"judge": f"{network.name} {network.fingerprint()}", "classifier": classifier, "rows": rows}
+        unfinished.write_text(json.dumps(told | {"published": PUBLISHED}, indent=2) + "\n", "utf-8")
+    return rows
+
+
+class _Judge:
+    """A classifier, a recogniser, and the real photos that faces are compared with."""
+
+    def __init__(
+        self, classifier: LightCNNTraining, judge: Recognizer, training: People, device: torch.device, seed: int
+    ) -> None:
+        self.classifier, self.judge, self.device, self.seed = classifier, judge, device, seed
+        self.label = {name: label for label, name in enumerate(training.names)}
+        self.training = judge.embed(training.images)
+
+    @torch.no_grad()
+    def figures(self, people: People) -> dict[str, float | int | None]:
+        """See `quality`."""
+        logits = torch.cat([self._logits(part) for part in people.images.split(BATCH)])
+        embeddings = self.judge.embed(people.images)
+        labels = torch.tensor([self.label.get(name, -1) for name in people.names])[people.person].to(logits.device)
+        known = labels >= 0
+        top1 = float((logits.argmax(1) == labels)[known].float().mean()) * 100 if bool(known.any()) else None
+        score = InceptionScore(AsTheyAre(logits.shape[1]), splits=1)
+        score.update(logits.cpu())
+        spread, perceptual = self._spreads(people, embeddings)
+        frechet, kernel = self._distances(embeddings)
+        return {
+            "faces": len(people.images),
+            "people": int(people.person.unique().numel()),
+            "top1": top1,
+            "chance": 100 / len(self.label) if top1 is not None else None,
+            "inception_score": float(score.compute()[0]),
+            "spread": spread,
+            "perceptual_spread": perceptual,
+            "frechet_distance": frechet,
+            "kernel_distance": kernel,
+        }
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return self.classifier(to_float(images.to(self.device)))[1]
+
+    def _spreads(self, people: People, embeddings: Tensor) -> tuple[float | None, float | None]:
+        """Of pairs of one person, each person with a like share of them."""
+        noise = torch.Generator().manual_seed(self.seed)
+        groups = [rows for _, rows in rows_of(people.person) if len(rows) > 1]
+        if not groups:
+            return None, None
+        each = max(1, PAIRS // len(groups))
+        pairs = torch.cat(
+            [
+                torch.stack([rows[torch.randperm(len(rows), generator=noise)[:2]] for _ in range(min(each, len(rows)))])
+                for rows in groups
+            ]
+        )
+        first, second = (embeddings[side] for side in pairs.T)
+        maps = [name for name in self.judge.stage_names if name != "raw"]
+        perceptual = []
+        for part in pairs.split(BATCH // 4):
+            a, b = (self.judge.features(to_float(people.images[side].to(self.device)), maps) for side in part.T)
+            deep = [name for name in maps if a[name].ndim == 4]
+            perceptual.append(perceptual_distance([a[name] for name in deep], [b[name] for name in deep]))
+        return float((first - second).square().sum(1).mean()), float(torch.cat(perceptual).mean())
+
+    def _distances(self, embeddings: Tensor) -> tuple[float, float]:
+        """From the training photos, of as many of either."""
+        count = min(len(embeddings), len(self.training))
+        noise = torch.Generator().manual_seed(self.seed)
+        own, real = (
+            every[torch.randperm(len(every), generator=noise)[:count]].cpu() for every in (embeddings, self.training)
+        )
+        together = JudgedFaces(own.shape[1])
+        kernel = KernelInceptionDistance(AsTheyAre(own.shape[1]), subset_size=min(count, 500), subsets=20)
+        for faces, is_real in ((own, False), (real, True)):
+            together.update(faces, real=is_real)
+            kernel.update(faces, real=is_real)
+        return float(together.compute().get("frechet_distance", float("nan"))), 1000 * float(kernel.compute()[0])
+
+
+def _named(text: str) -> tuple[str, str, str]:
+    name, equals, path = text.partition("=")
+    return (name, equals, path) if equals and not Path(text).exists() else ("", "", text)
+
+
+def _is_independent(folder: Path, judge: Recognizer) -> bool:
+    """Whether the judge was no loss of a set's model and did not choose its faces."""
+    file = folder / "synthesis.json"
+    told = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    fingerprint = judge.fingerprint()
+    chosen_by = str(told.get("recognizer") or "").rpartition(" ")[2]
+    return fingerprint not in told.get("gradient_fingerprints", ()) and fingerprint != chosen_by
+
+
+def in_words(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The table as lines."""
+    names = [name for name in rows[0] if name != "set"]
+    lines = [f"{'':16}" + "".join(f"{name.replace('_', ' '):>19}" for name in names)]
+    for row in rows:
+        cells = (row[name] for name in names)
+        shown = ("" if c is None else str(c) if isinstance(c, bool | int) else f"{c:.4g}" for c in cells)
+        lines.append(f"{row['set']:16}" + "".join(f"{cell:>19}" for cell in shown))
+    return lines

@@ -1,0 +1,158 @@
+"""The real photos that a protocol works with: those that a model was trained on, and prepared sets."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from data_modules.base import FaceDataModule
+from data_modules.folder import FaceFolderDataModule
+from data_modules.photos import PhotoError, read_photos
+from data_modules.prepare.shards import MANIFEST
+from data_modules.prepared import PreparedDataModule
+from idface.checkpoints import find_checkpoint
+from idface.names import whole_class_paths
+from idface.run import run_of
+
+BATCH = 256
+
+
+class People(NamedTuple):
+    """Photos and whose they are.
+
+    Attributes:
+        names: of the people.
+        images: uint8 (N, 3, S, S).
+        person: int64 (N,), which of the names.
+    """
+
+    names: list[str]
+    images: Tensor
+    person: Tensor
+
+
+def training_data(checkpoint: str, given: Path | None, num_identities: int, image_size: int) -> FaceDataModule:
+    """The data that a model was trained on.
+
+    Args:
+        checkpoint: what `load_model` takes; a checkpoint in a run's folder has its data in the run's `config.yaml`.
+        given: that file or another recipe whose `data` it is; or a prepared set all of whose people trained.
+        num_identities: people that the model knows.
+        image_size: side of its pictures in pixels.
+
+    Raises:
+        FileNotFoundError: nothing was given and the checkpoint lies in no run.
+        ValueError: the recipe has no `data`, or its people are not as many as the model knows.
+    """
+    if given is None:
+        run = run_of(find_checkpoint(checkpoint))
+        if run is None:
+            raise FileNotFoundError(
+                f"{checkpoint} lies in no run's folder, so the photos that it was trained on are not known. Give "
+                "--data the config.yaml of its run, or the prepared set that it was trained on"
+            )
+        given = run / "config.yaml"
+    if given.is_dir():
+        data: FaceDataModule = PreparedDataModule(
+            str(given), official_split=False, image_size=image_size, val_identities=0, test_identities=0
+        )
+    else:
+        data = _of_recipe(given, image_size)
+    if data.num_identities != num_identities:
+        raise ValueError(
+            f"--data {given}: the model knows {num_identities} people, but these data train {data.num_identities}: "
+            "give the data that it was trained on, split in the same way"
+        )
+    return data
+
+
+def _of_recipe(file: Path, image_size: int) -> FaceDataModule:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(FaceDataModule, "data")
+    try:
+        recipe = whole_class_paths(yaml.safe_load(file.read_text("utf-8")))
+        described = recipe.get("data") if isinstance(recipe, dict) else None
+        if not isinstance(described, dict):
+            raise ValueError("it has no `data`, expected a recipe such as the config.yaml of a run")
+        described.setdefault("init_args", {})["image_size"] = image_size
+        data: FaceDataModule = parser.instantiate_classes(parser.parse_object({"data": described})).data
+    except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--data {file}: {error}") from error
+    return data
+
+
+def training_people(data: FaceDataModule) -> People:
+    """The photos that a model was trained on, without augmentation; people are numbered as the model's labels are."""
+    batches = list(data.training_photos())
+    images, person = (torch.cat([batch[key] for batch in batches]) for key in ("image", "identity"))
+    known = person >= 0
+    return People(data.identity_names[: data.num_identities], images[known], person[known])
+
+
+def held_out_people(data: FaceDataModule) -> People:
+    """The photos of training people that were held out of training, gallery and all."""
+    batches = [batch for use in (data.val_dataloader, data.test_dataloader) for loader in use() for batch in loader]
+    index, images, person = (torch.cat([batch[key] for batch in batches]) for key in ("index", "image", "identity"))
+    known = (person >= 0) & (person < data.num_identities)
+    once = {int(row): place for place, row in enumerate(index.tolist()) if known[place]}
+    if not once:
+        raise ValueError("no photos were held out of training: set held_out_photos of the data to 2 or more")
+    places = torch.tensor([place for _, place in sorted(once.items())])
+    return People(data.identity_names[: data.num_identities], images[places], person[places])
+
+
+def side_of(folder: Path, option: str) -> int:
+    """Side of the pictures of a set that was prepared or synthesised, in pixels.
+
+    Raises:
+        ValueError: it is neither; names the option.
+    """
+    if (folder / MANIFEST).is_file():
+        return int(json.loads((folder / MANIFEST).read_text("utf-8"))["settings"]["size"])
+    for file in (folder / "faces").glob("*/*.png"):
+        with Image.open(file) as image:
+            return image.width
+    raise ValueError(f"{option} {folder}: expected a folder that `idface synthesize` or `idface prepare` has written")
+
+
+def people_of(folder: Path, image_size: int, option: str) -> People:
+    """Everybody in a set that was prepared or synthesised, in either format.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is not as it should be; names the option.
+    """
+    try:
+        data: FaceDataModule
+        if (folder / "faces").is_dir() and not (folder / MANIFEST).is_file():
+            data = FaceFolderDataModule(folder / "faces", align=False, image_size=image_size)
+        else:
+            data = PreparedDataModule(str(folder), image_size=image_size)
+        photos = [photo for photo in data.wanted_photos()[0] if photo.person is not None]
+        read = data.reader(photos)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{option} {folder}: {error}") from error
+    names = sorted({photo.person for photo in photos if photo.person is not None})
+    number = {name: row for row, name in enumerate(names)}
+    kept = [
+        (pixels, number[str(photo.person)])
+        for photo, pixels in zip(photos, read_photos(read, photos), strict=True)
+        if not isinstance(pixels, PhotoError)
+    ]
+    if not kept:
+        raise ValueError(f"{option} {folder}: nobody in it is known, expected a set of people with names")
+    images = torch.from_numpy(np.stack([pixels for pixels, _ in kept])).permute(0, 3, 1, 2)
+    return People(names, images.contiguous(), torch.tensor([person for _, person in kept]))
+
+
+def rows_of(person: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """For each number in `person`, int64 (N,), the rows where it stands."""
+    for number in person.unique().tolist():
+        yield number, (person == number).nonzero().flatten()

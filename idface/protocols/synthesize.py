@@ -1,0 +1,570 @@
+"""`idface synthesize`: checked synthetic faces of known and of new people (*Conditional face synthesis*, section 4.3).
+
+OUT/synthesis.json          how the set was made, the thresholds, how many faces were drawn, kept and left out, and why
+OUT/identities.csv          a row a person: whose mixture it is, faces drawn and kept, whom it is taken for, if anybody
+OUT/faces.csv               a row a face that was drawn: kept or why not, its distances
+OUT/sheet.png               some of the faces
+and the set itself, either
+OUT/manifest.json, index.parquet, shards/   what PreparedDataModule reads, or
+OUT/faces/<person>/<number>.png             what FaceFolderDataModule reads
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock, Timeout
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data_modules.batch import to_float
+from data_modules.prepare.shards import FORMAT, INDEX, MANIFEST, SHARDS, ShardWriter, schema_of, write_index
+from idface.checkpoints import best_device, load_model
+from idface.files import save_tensors, whole_file
+from idface.latent.scoring import is_fast_in_bfloat16
+from idface.modules.cond_vaegan import CondVAEGAN
+from idface.pictures import Picture, mark_synthetic, save_synthetic, synthetic_png, to_picture
+from idface.protocols.face_checks import Drawn, References, Thresholds, gate, judge_faces, references
+from idface.protocols.sources import BATCH, People, people_of, training_data, training_people
+from idface.recognition.alignment import FaceDetector
+from idface.recognition.base import Recognizer
+from idface.recognition.build import build_recognizer
+
+log = logging.getLogger(__name__)
+
+FACES = 2048
+"""Drawn together, more or less: what is lost when a synthesis is killed, and what a shard holds. Whole people only."""
+
+ROUNDS = 4
+"""How often faces that were left out are drawn anew."""
+
+SHEET = 12
+"""People and faces of each on the sheet."""
+
+Format = Literal["shards", "folder"]
+
+
+class Person(NamedTuple):
+    """Somebody to make faces of.
+
+    Attributes:
+        name: how the set calls them.
+        labels: of the people of the model that they are a mixture of; one for a known person.
+        weights: of the mixture, in sum 1.
+    """
+
+    name: str
+    labels: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass
+class _Progress:
+    """A person's faces so far."""
+
+    person: Person
+    seed: int
+    drawn: list[Drawn] = field(default_factory=list)
+    kept: list[tuple[int, Picture, np.ndarray]] = field(default_factory=list)
+    mean: Tensor | None = None
+    taken_for: str = ""
+
+
+def synthesize(
+    checkpoint: str,
+    out: Path,
+    per_identity: int = 200,
+    *,
+    mix: int = 0,
+    new_identities: int = 0,
+    data: Path | None = None,
+    evaluation: Sequence[Path] = (),
+    recognizer: str = "dlib",
+    detect: bool = True,
+    unchecked: bool = False,
+    max_distance: float | None = None,
+    duplicate_distance: float | None = None,
+    leak_distance: float | None = None,
+    format: Format = "shards",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Make a set of synthetic faces, or go on with one.
+
+    It can be stopped at any moment: called again with the same arguments it goes on, and what comes out is the same.
+
+    Args:
+        checkpoint: of a CondVAEGAN, what `load_model` takes.
+        out: the folder to write.
+        per_identity: faces of each person; fewer where `ROUNDS` rounds bring no more that pass.
+        mix: how many known people each new one is a mixture of; 0 makes faces of the known people themselves.
+        new_identities: how many new people.
+        data: what the model was trained on, see `training_data`.
+        evaluation: prepared sets of people whom no face may be taken for, beside those of training.
+        recognizer: what compares faces, a name that `build_recognizer` knows; not the one of a loss, if it can be.
+        detect: whether a detector must see a face in each.
+        unchecked: make faces without any check; the set says so.
+        max_distance, duplicate_distance, leak_distance: instead of the measured `Thresholds`.
+        format: "shards" or "folder".
+        seed: of all that is drawn.
+
+    Returns:
+        What is in `synthesis.json`.
+
+    Raises:
+        ValueError, OSError: an argument, the checkpoint or the data are not as they should be, or `out` holds something
+            else.
+        BlockingIOError: another synthesis into the folder is running.
+    """
+    if (mix > 0) != (new_identities > 0):
+        raise ValueError(
+            f"--mix is {mix} and --new-identities {new_identities}: new people take both, known people neither"
+        )
+    if mix == 1 or mix < 0:
+        raise ValueError(f"--mix is {mix}; a new person is a mixture of 2 or more known ones")
+    for name, value in (("max", max_distance), ("duplicate", duplicate_distance), ("leak", leak_distance)):
+        if value is not None and not 0 <= value <= 4:
+            raise ValueError(f"--{name}-distance is {value}; squared distances of unit vectors are 0 to 4")
+    model = load_model(checkpoint)
+    if not isinstance(model, CondVAEGAN):
+        raise ValueError(
+            f"{checkpoint} is of {type(model).__name__}, which makes no faces of given people: give one of CondVAEGAN"
+        )
+    if mix > model.num_identities:
+        raise ValueError(f"--mix is {mix}, but the model knows {model.num_identities} people")
+    asked: dict[str, Any] = {
+        "checkpoint": _fingerprint(model),
+        "per_identity": per_identity,
+        "mix": mix,
+        "new_identities": new_identities,
+        "checked": not unchecked,
+        "recognizer": recognizer,
+        "detect": detect,
+        "max_distance": max_distance,
+        "duplicate_distance": duplicate_distance,
+        "leak_distance": leak_distance,
+        "evaluation": [str(folder.absolute()) for folder in evaluation],
+        "format": format,
+        "seed": seed,
+    }
+    there = out.exists()
+    if (
+        there
+        and not (out / "synthesis.json").exists()
+        and not (out / ".work").exists()
+        and any(path.name != ".lock" for path in out.iterdir())
+    ):
+        raise ValueError(f"--out {out} holds other files: give a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            if (out / "synthesis.json").is_file():
+                finished: dict[str, Any] = json.loads((out / "synthesis.json").read_text("utf-8"))
+                _check_same(out, finished["settings"], asked)
+                log.warning("'%s' was made before, in the same way: nothing is done", out)
+                return finished
+            work = out / ".work"
+            if (work / "settings.json").is_file():
+                _check_same(out, json.loads((work / "settings.json").read_text("utf-8")), asked)
+            people = None
+            if not unchecked:
+                source = training_data(checkpoint, data, model.num_identities, model.image_size)
+                people = training_people(source)
+            work.mkdir(exist_ok=True)
+            _write_json(work / "settings.json", asked)
+            synthesis = _Synthesis(model, out, asked, people, [Path(folder) for folder in evaluation], checkpoint)
+            synthesis.run()
+            result = synthesis.finish()
+            shutil.rmtree(work)
+            return result
+    except Timeout:
+        raise BlockingIOError(
+            f"another synthesis into '{out}' is running: wait for it, or give another --out"
+        ) from None
+
+
+def plan(names: Sequence[str], mix: int, new_identities: int, seed: int) -> list[Person]:
+    """Whom to make faces of.
+
+    Args:
+        names: of the people whom the model knows.
+        mix: 0 for these people; else how many of them each new one is a mixture of, with weights drawn evenly from all
+            that are positive and 1 in sum (a Dirichlet distribution).
+        new_identities: how many new ones.
+        seed: of the mixtures.
+    """
+    if not mix:
+        return [Person(name, (label,), (1.0,)) for label, name in enumerate(names)]
+    people = []
+    digits = len(str(new_identities - 1))
+    for number in range(new_identities):
+        draw = np.random.default_rng([seed, number])
+        labels = draw.choice(len(names), mix, replace=False)
+        weights = draw.dirichlet(np.ones(mix))
+        people.append(Person(f"mix-{number:0{digits}d}", tuple(labels.tolist()), tuple(weights.tolist())))
+    return people
+
+
+def mixture(person: Person, num_identities: int) -> Tensor:
+    """A person as `CondVAEGAN.generate` takes them: weights (N,), float32."""
+    weights = torch.zeros(num_identities)
+    weights[list(person.labels)] = torch.tensor(person.weights, dtype=torch.float32)
+    return weights
+
+
+class _Synthesis:
+    """A synthesis that is under way."""
+
+    def __init__(
+        self,
+        model: CondVAEGAN,
+        out: Path,
+        asked: dict[str, Any],
+        people: People | None,
+        evaluation: Sequence[Path],
+        checkpoint: str,
+    ) -> None:
+        self.out, self.work, self.asked = out, out / ".work", asked
+        self.device = best_device()
+        self.model = model.to(self.device)
+        self.checkpoint = checkpoint
+        names = people.names if people else [f"{number:05d}" for number in range(model.num_identities)]
+        self.people = plan(names, asked["mix"], asked["new_identities"], asked["seed"])
+        self.recognizer: Recognizer | None = None
+        self.known: References | None = None
+        self.detector = FaceDetector(self.device) if people and asked["detect"] else None
+        if people:
+            self.recognizer = build_recognizer(asked["recognizer"]).to(self.device)
+            self.recognizer_name = f"{self.recognizer.name} {self.recognizer.fingerprint()}"
+            if self.recognizer.fingerprint() in model.gradient_fingerprints:
+                log.warning(
+                    "%s was a loss of this model, which has learnt to please it: let another --recognizer check",
+                    self.recognizer.name,
+                )
+            if is_fast_in_bfloat16(self.device):
+                self.recognizer = self.recognizer.in_bfloat16()
+            self.known = self._references(people, evaluation)
+
+    def _references(self, people: People, evaluation: Sequence[Path]) -> References:
+        """What faces are compared with, embedded once."""
+        assert self.recognizer is not None
+        file, told = self.work / "references.safetensors", self.work / "references.json"
+        if told.is_file():
+            kept, said = load_file(file), json.loads(told.read_text("utf-8"))
+            return References(said["names"], kept["means"], kept["photos"], Thresholds(**said["thresholds"]))
+        others = [people_of(folder, self.model.image_size, "--evaluation") for folder in evaluation]
+        given = [self.asked[f"{name}_distance"] for name in ("max", "duplicate", "leak")]
+        known = references(self.recognizer, people, others, given)
+        known = References(known.names, known.means.cpu(), known.photos.cpu(), known.thresholds)
+        save_tensors({"means": known.means, "photos": known.photos}, file)
+        _write_json(told, {"names": known.names, "thresholds": known.thresholds._asdict()})
+        return known
+
+    # ------------------------------------------------------------------------------------------------------ the faces
+
+    def chunks(self) -> Iterator[tuple[int, list[Person]]]:
+        """People whose faces are made together, numbered."""
+        size = max(1, FACES // self.asked["per_identity"])
+        for number, start in enumerate(range(0, len(self.people), size)):
+            yield number, self.people[start : start + size]
+
+    def run(self) -> None:
+        """Make all faces that are not there yet."""
+        for folder in (self.work / "chunks", self.work / "sheet", self.out / self._where()):
+            folder.mkdir(exist_ok=True)
+        columns = (
+            TextColumn("Synthesising"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("faces, {task.fields[speed]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        per = self.asked["per_identity"]
+        with Progress(*columns) as progress, ThreadPoolExecutor() as pool:
+            task = progress.add_task("", total=len(self.people) * per, speed="starting")
+            writing: Future[None] | None = None
+            for number, people in self.chunks():
+                if self._is_done(number):
+                    progress.advance(task, len(people) * per)
+                    continue
+                faces = self._draw(people, lambda count: progress.advance(task, count))
+                if writing is not None:
+                    writing.result()  # one chunk is encoded and written while the next one is drawn
+                writing = pool.submit(self._write, number, faces)
+                speed = progress.tasks[task].speed
+                progress.update(task, speed="" if speed is None else f"{speed:.0f}/s")
+            if writing is not None:
+                writing.result()
+            progress.update(task, completed=len(self.people) * per)
+
+    def _is_done(self, number: int) -> bool:
+        return (self.work / "chunks" / f"{number:06d}.json").is_file()
+
+    def _draw(self, people: Sequence[Person], tell: Any) -> list[_Progress]:
+        """Faces of some people, drawn until there are enough that pass, or for `ROUNDS` rounds."""
+        per = self.asked["per_identity"]
+        states = [_Progress(person, self._seed_of(person)) for person in people]
+        for round in range(ROUNDS if self.known else 1):
+            wanted = [(state, per - len(state.kept)) for state in states if not state.taken_for]
+            wanted = [(state, count) for state, count in wanted if count > 0]
+            if not wanted:
+                break
+            kept = sum(len(state.kept) for state in states)
+            latents = torch.cat([self._latents(state, round, count) for state, count in wanted])
+            weights = torch.stack([mixture(state.person, self.model.num_identities) for state, _ in wanted])
+            whose = torch.arange(len(wanted)).repeat_interleave(torch.tensor([count for _, count in wanted]))
+            pictures, embeddings, points = self._faces(latents, weights, whose)
+            start = 0
+            for state, count in wanted:
+                part = slice(start, start + count)
+                start += count
+                embedded = None if embeddings is None else embeddings[part]
+                self._sort(state, pictures[part], embedded, None if points is None else points[part])
+            tell(sum(len(state.kept) for state in states) - kept)
+        return states
+
+    def _seed_of(self, person: Person) -> int:
+        """The same faces of a person, whoever else is in the set."""
+        told = f"{self.asked['seed']}:{person.labels}:{person.weights}"
+        return int.from_bytes(hashlib.sha256(told.encode()).digest()[:6])
+
+    def _latents(self, state: _Progress, round: int, count: int) -> Tensor:
+        noise = torch.Generator().manual_seed(state.seed + round)
+        return torch.randn(count, self.model.latent_dim, generator=noise)
+
+    @torch.no_grad()
+    def _faces(
+        self, latents: Tensor, weights: Tensor, whose: Tensor
+    ) -> tuple[Picture, Tensor | None, list[np.ndarray | None] | None]:
+        """Marked pictures, as they are kept; what the recogniser and the detector make of them."""
+        pictures, embeddings = [], []
+        fast = is_fast_in_bfloat16(self.device)
+        for part, rows in zip(latents.split(BATCH), whose.split(BATCH), strict=True):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+                made = self.model.generate(part.to(self.device), weights[rows].to(self.device))
+            marked = np.stack([mark_synthetic(face) for face in to_picture(made)])
+            pictures.append(marked)
+            if self.recognizer is not None:
+                kept = to_float(torch.from_numpy(marked).permute(0, 3, 1, 2).to(self.device))
+                embeddings.append(self.recognizer(kept).cpu())
+        everything = np.concatenate(pictures)
+        points = None if self.detector is None else self.detector.detect(list(everything))
+        return everything, torch.cat(embeddings) if embeddings else None, points
+
+    def _sort(
+        self,
+        state: _Progress,
+        pictures: Picture,
+        embeddings: Tensor | None,
+        points: list[np.ndarray | None] | None,
+    ) -> None:
+        """Keep the faces that pass."""
+        first = len(state.drawn)
+        landmarks = points or [np.full((5, 2), np.nan, np.float32)] * len(pictures)
+        if self.known is None or embeddings is None:
+            drawn = [Drawn(-1, "", float("nan"), float("nan"), "", float("nan"))] * len(pictures)
+        else:
+            known_person = not self.asked["mix"]
+            if state.mean is None:
+                state.mean = (
+                    self.known.means[state.person.labels[0]] if known_person else F.normalize(embeddings.mean(0), dim=0)
+                )
+            seen = [each is not None for each in landmarks]
+            own = state.person.labels if known_person else ()
+            drawn = judge_faces(embeddings, state.mean, own, seen, self.known)
+        drawn = [each._replace(number=first + row) for row, each in enumerate(drawn)]
+        state.drawn += drawn
+        state.kept += [
+            (each.number, picture, place)
+            for each, picture, place in zip(drawn, pictures, landmarks, strict=True)
+            if not each.reason and place is not None
+        ]
+        if self.known is not None:
+            state.taken_for = gate(state.drawn, self.known.thresholds.leak)
+            if state.taken_for:
+                state.kept = []
+
+    # --------------------------------------------------------------------------------------------------- what is kept
+
+    def _where(self) -> str:
+        return SHARDS if self.asked["format"] == "shards" else "faces"
+
+    def _write(self, number: int, states: Sequence[_Progress]) -> None:
+        """Write a chunk's faces; that it is done is noted last."""
+        done: dict[str, Any] = {"people": [_described(state) for state in states]}
+        for state in states:
+            if self.people.index(state.person) < SHEET and state.kept:
+                strip = np.concatenate([picture for _, picture, _ in state.kept[:SHEET]], axis=1)
+                np.save(self.work / "sheet" / f"{self.people.index(state.person):02d}.npy", strip)
+        if self.asked["format"] == "shards":
+            schema = schema_of({})
+            writer = ShardWriter(self.out / SHARDS / f"{number:05d}.parquet", schema)
+            for state in states:
+                for row, picture, points in state.kept:
+                    writer.add(
+                        dict.fromkeys(schema.names)
+                        | {
+                            "image": {"bytes": self._encoded(state, row, picture), "path": None},
+                            "name": f"{state.person.name}/{row:05d}",
+                            "person": state.person.name,
+                            "landmarks": points.tolist(),
+                        }
+                    )
+            described, places = writer.close()
+            done |= {"shard": described, "places": places.hex()}
+        else:
+            for state in states:
+                begun, whole = self.work / "person", self.out / "faces" / state.person.name
+                shutil.rmtree(begun, ignore_errors=True)
+                begun.mkdir()
+                for row, picture, _ in state.kept:
+                    (begun / f"{row:05d}.png").write_bytes(self._encoded(state, row, picture))
+                shutil.rmtree(whole, ignore_errors=True)
+                if state.kept:
+                    begun.rename(whole)
+        _write_json(self.work / "chunks" / f"{number:06d}.json", done)
+
+    def _encoded(self, state: _Progress, row: int, picture: Picture) -> bytes:
+        recipe = {
+            "checkpoint": self.asked["checkpoint"],
+            "labels": state.person.labels,
+            "weights": state.person.weights,
+            "seed": state.seed,
+            "number": row,
+        }
+        return synthetic_png(picture, recipe, compression=1)
+
+    def finish(self) -> dict[str, Any]:
+        """Write all that is about the whole set."""
+        chunks = [json.loads(file.read_text("utf-8")) for file in sorted((self.work / "chunks").glob("*.json"))]
+        people = [person for chunk in chunks for person in chunk["people"]]
+        self._write_tables(people)
+        strips = [np.load(file) for file in sorted((self.work / "sheet").glob("*.npy"))]
+        if strips:
+            wide = max(strip.shape[1] for strip in strips)
+            padded = [
+                np.pad(strip, ((0, 0), (0, wide - strip.shape[1]), (0, 0)), constant_values=255) for strip in strips
+            ]
+            save_synthetic(np.concatenate(padded), self.out / "sheet.png", {"settings": self.asked})
+        reasons = Counter(face[1] or "kept" for person in people for face in person["drawn"])
+        result: dict[str, Any] = {
+            "synthetic": True,
+            "settings": self.asked,
+            "checkpoint": self.checkpoint,
+            "model": self.model.recipe,
+            "gradient_fingerprints": sorted(self.model.gradient_fingerprints),
+            "recognizer": self.recognizer_name if self.recognizer else None,
+            "thresholds": self.known.thresholds._asdict() if self.known else None,
+            "people": sum(bool(person["kept"]) for person in people),
+            "faces": sum(len(person["kept"]) for person in people),
+            "drawn": sum(reasons.values()),
+            "left_out": {reason: count for reason, count in sorted(reasons.items()) if reason != "kept"},
+            "excluded_people": {person["name"]: person["taken_for"] for person in people if person["taken_for"]},
+        }
+        if not result["faces"]:
+            raise ValueError(
+                f"not one of {result['drawn']:,} faces passed ({result['left_out']}): see '{self.out / 'faces.csv'}'"
+            )
+        if self.asked["format"] == "shards":
+            self._write_manifest(chunks, result)
+        _write_json(self.out / "synthesis.json", result)
+        return result
+
+    def _write_tables(self, people: Sequence[Mapping[str, Any]]) -> None:
+        with whole_file(self.out / "faces.csv") as unfinished, unfinished.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(
+                ["name", "person", "left_out", "to_person", "to_training_photo", "nearest_other", "to_other"]
+            )
+            for person in people:
+                for number, *rest in person["drawn"]:
+                    row = [round(value, 4) if isinstance(value, float) else value for value in rest]
+                    table.writerow([f"{person['name']}/{number:05d}", person["name"], *row])
+        with whole_file(self.out / "identities.csv") as unfinished, unfinished.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["person", "labels", "weights", "drawn", "kept", "taken_for"])
+            for person in people:
+                mixed = (" ".join(map(str, person["labels"])), " ".join(f"{w:.4f}" for w in person["weights"]))
+                table.writerow([person["name"], *mixed, len(person["drawn"]), len(person["kept"]), person["taken_for"]])
+
+    def _write_manifest(self, chunks: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
+        """What PreparedDataModule reads."""
+        shards = [(chunk["shard"], bytes.fromhex(chunk["places"])) for chunk in chunks]
+        write_index(self.out / INDEX, self.out, schema_of({}), shards)
+        manifest = {
+            "format": FORMAT,
+            "synthetic": True,
+            "source": {
+                "name": "synthetic",
+                "licence": "Synthetic faces; whether and how they may be used depends on the photos that the model was "
+                "trained on",
+            },
+            "settings": {"size": self.model.image_size, "margin": 0.0, "encoding": "png"},
+            "counts": {
+                "photos": result["drawn"],
+                "prepared": result["faces"],
+                "people": result["people"],
+                "rejected": result["left_out"],
+            },
+            "labels": {},
+            "attribute_names": [],
+            "shards": [shard for shard, _ in shards],
+            "files": {},
+        }
+        _write_json(self.out / MANIFEST, manifest)
+
+
+def _described(state: _Progress) -> dict[str, Any]:
+    return {
+        "name": state.person.name,
+        "labels": state.person.labels,
+        "weights": state.person.weights,
+        "taken_for": state.taken_for,
+        "kept": [number for number, _, _ in state.kept],
+        "drawn": [list(each) for each in state.drawn],
+    }
+
+
+def _fingerprint(model: CondVAEGAN) -> str:
+    from idface.recognition.weights import fingerprint_of
+
+    return fingerprint_of(model.synthesizer.state_dict())
+
+
+def _check_same(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    differing = [
+        f"{key} was {before.get(key)}, now {value}" for key, value in asked.items() if before.get(key) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"--out {out} holds a set that was begun in another way ({'; '.join(differing)}): give the same options, "
+            "or another folder"
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def in_words(result: Mapping[str, Any]) -> list[str]:
+    """A few lines about a finished set."""
+    lines = [f"{result['faces']:,} faces of {result['people']:,} people, of {result['drawn']:,} drawn"]
+    lines += [f"  {count:,} left out: {reason}" for reason, count in result["left_out"].items()]
+    if excluded := result["excluded_people"]:
+        some = ", ".join(f"{name} for {other}" for name, other in list(excluded.items())[:3])
+        lines.append(f"  {len(excluded):,} people left out whole, taken for real ones: {some}")
+    if not result["settings"]["checked"]:
+        lines.append("  none of them was checked")
+    return lines
