@@ -43,9 +43,17 @@ class JoinedDataModule(FaceDataModule):
     def list_photos(self) -> list[Photo | Rejected]:
         """The photos of all sets, whose names begin with the number of their set."""
         entries: list[Photo | Rejected] = []
+        held_out: set[str] = set()
         for number, data in enumerate(self.sets):
             photos, rejected = data.wanted_photos()
-            entries += [photo._replace(name=f"{number}/{photo.name}") for photo in photos]
+            if number == 0:
+                split = data.split_photos(photos)
+                held_out = set(split.identity_names[split.num_train :])
+            for photo in photos:
+                if number > 0 and photo.person in held_out:
+                    entries.append(Rejected(photo.path, f"the first set validates or tests on {photo.person}"))
+                else:
+                    entries.append(photo._replace(name=f"{number}/{photo.name}"))
             entries += rejected
         return entries
 

@@ -42,7 +42,8 @@ def training_data(checkpoint: str, given: Path | None, num_identities: int, imag
 
     Args:
         checkpoint: what `load_model` takes; a checkpoint in a run's folder has its data in the run's `config.yaml`.
-        given: that file or another recipe whose `data` it is; or a prepared set all of whose people trained.
+        given: that file or another recipe whose `data` it is; or a prepared set all of whose photos it was trained
+            on.
         num_identities: people that the model knows.
         image_size: side of its pictures in pixels.
 
@@ -60,7 +61,12 @@ def training_data(checkpoint: str, given: Path | None, num_identities: int, imag
         given = run / "config.yaml"
     if given.is_dir():
         data: FaceDataModule = PreparedDataModule(
-            str(given), official_split=False, image_size=image_size, val_identities=0, test_identities=0
+            str(given),
+            official_split=False,
+            image_size=image_size,
+            val_identities=0,
+            test_identities=0,
+            held_out_photos=0,
         )
     else:
         data = _of_recipe(given, image_size)
