@@ -26,6 +26,7 @@ OVERLAYS = sorted(set(EXPERIMENTS.rglob("*.yaml")) - set(RECIPES))
 
 # What makes a model small, where it has such an argument.
 SMALL_MODEL = {"width": 4, "discriminator_width": 4, "convolutions": 1, "attribute_dim": 4, "budget": 30, "people": 2}
+SMALL_MODEL |= {"encoder_width": 4, "identity_dim": 4}
 SMALL_DATA = {
     "align": False,
     "image_size": 32,
@@ -60,7 +61,7 @@ def name_of_model(configs: list[Path]) -> str:
     return next(name for path in reversed(configs) if (name := load(path).get("model", {}).get("class_path")))
 
 
-FIGURES = {"AttributeClassifier": "attributes/", "GreedySearchModule": "faces/"}
+FIGURES = {"AttributeClassifier": "attributes/", "GreedySearchModule": "faces/", "CondVAEGAN": "faces/"}
 """What a model's evaluation is about, if not whose face it makes."""
 
 
@@ -70,8 +71,8 @@ def figures_of(configs: list[Path]) -> str:
 
 
 def makes_faces(configs: list[Path]) -> bool:
-    """Whether the model makes faces; the other one labels them."""
-    return figures_of(configs) != "attributes/"
+    """Whether the model makes faces; the others label or recognise them."""
+    return name_of_model(configs) not in ("AttributeClassifier", "LightCNNTraining")
 
 
 def has_judge(configs: list[Path]) -> bool:
@@ -101,7 +102,7 @@ def small(configs: list[Path], face_folder: Path, labelled_folder: Path, folder:
     """A last --config that makes what the others describe small and short."""
     arguments = inspect.signature(pkgutil.resolve_name(class_path(name_of_model(configs)))).parameters
     kind, data = "FaceFolderDataModule", {**SMALL_DATA, "root": str(face_folder), "cache_dir": str(folder / "cache")}
-    if not makes_faces(configs):
+    if name_of_model(configs) == "AttributeClassifier":
         kind, data = "PreparedDataModule", {**SMALL_DATA, "root": str(labelled_folder)}
         del data["align"]
     config = {

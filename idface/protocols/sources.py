@@ -105,14 +105,18 @@ def training_people(data: FaceDataModule) -> People:
 
 def held_out_people(data: FaceDataModule) -> People:
     """The photos of training people that were held out of training, gallery and all."""
-    batches = [batch for use in (data.val_dataloader, data.test_dataloader) for loader in use() for batch in loader]
-    index, images, person = (torch.cat([batch[key] for batch in batches]) for key in ("index", "image", "identity"))
-    known = (person >= 0) & (person < data.num_identities)
-    once = {int(row): place for place, row in enumerate(index.tolist()) if known[place]}
-    if not once:
-        raise ValueError("no photos were held out of training: set held_out_photos of the data to 2 or more")
-    places = torch.tensor([place for _, place in sorted(once.items())])
-    return People(data.identity_names[: data.num_identities], images[places], person[places])
+    held_out: dict[int, tuple[Tensor, int]] = {}
+    for loader in (*data.val_dataloader(), *data.test_dataloader()):
+        for batch in loader:
+            for row, image, person in zip(
+                batch["index"].tolist(), batch["image"], batch["identity"].tolist(), strict=True
+            ):
+                if 0 <= person < data.num_identities:
+                    held_out[row] = image, person
+    if not held_out:
+        raise ValueError("--data: no photos were held out of training: set held_out_photos of the data to 2 or more")
+    images, people = zip(*(kept for _, kept in sorted(held_out.items())), strict=True)
+    return People(data.identity_names[: data.num_identities], torch.stack(images), torch.tensor(people))
 
 
 def side_of(folder: Path, option: str) -> int:

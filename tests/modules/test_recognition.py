@@ -101,6 +101,8 @@ def test_the_margin_and_the_scale_are_of_use(monkeypatch: pytest.MonkeyPatch) ->
     losses: dict[float, Tensor] = {}
     for margin in (0.1, 0.6):
         model = small(loss="cosface", margin=margin, scale=8.0)
-        monkeypatch.setattr(LightCNNTraining, "record", lambda self, found, m=margin: losses.update({m: found["identity"]}))
+        monkeypatch.setattr(
+            LightCNNTraining, "record", lambda self, found, m=margin: losses.update({m: found["identity"]})
+        )
         trainer(1).fit(model, loader(1))
     assert float(losses[0.6] - losses[0.1]) > 1

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from idface.modules.cond_vaegan import CondVAEGAN
 from idface.pictures import SYNTHETIC, mark_synthetic, to_picture
 from idface.protocols import synthesize as module
 from idface.protocols.synthesize import plan, synthesize
-from tests.data_modules.test_prepared import KnownFaces, prepare
 
 PEOPLE = 4
 SIZES: dict[str, Any] = {"latent_dim": 6, "image_size": 32, "width": 4, "encoder_width": 4, "identity_dim": 5}
@@ -36,17 +34,6 @@ def saved(folder: Path, people: int = PEOPLE) -> str:
     state = {f"synthesizer.{name}": value.contiguous() for name, value in model.synthesizer.state_dict().items()}
     save_tensors(state, folder / "model.safetensors", {"recipe": json.dumps(recipe)})
     return str(folder / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def sets(face_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Prepared faces of four people to train on, and of two others. Do not write to them."""
-    root = tmp_path_factory.mktemp("sets")
-    for name, people in (("training", range(1, 5)), ("evaluation", range(5, 7))):
-        for person in people:
-            shutil.copytree(face_folder / f"person_{person}", root / f"{name}-photos" / f"person_{person}")
-        prepare(KnownFaces, root / f"{name}-photos", root / name)
-    return root / "training", root / "evaluation"
 
 
 def pictures(folder: Path) -> dict[str, np.ndarray]:
@@ -240,7 +227,7 @@ def test_a_synthesis_that_was_stopped_goes_on_and_comes_out_the_same(
     assert len(embedded) == 1
     assert files(stopped) == files(tmp_path / "whole")
     assert synthesize(checkpoint, stopped, 3, **arguments) == whole  # nothing is done
-    with pytest.raises(ValueError, match="begun in another way .per_identity was 3, now 4"):
+    with pytest.raises(ValueError, match=r"begun in another way .per_identity was 3, now 4"):
         synthesize(checkpoint, stopped, 4, **arguments)
 
 
@@ -282,10 +269,8 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_came_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(
-        ["synthesize", "--checkpoint", saved(tmp_path), "--out", str(tmp_path / "x"), "--per-identity", "2"]
-        + ["--unchecked", "--mix", "2", "--new-identities", "3"]
-    )
+    where = ["--checkpoint", saved(tmp_path), "--out", str(tmp_path / "x")]
+    main(["synthesize", *where, "--per-identity", "2", "--unchecked", "--mix", "2", "--new-identities", "3"])
     said = capsys.readouterr().out
     assert "6 faces of 3 people, of 6 drawn" in said
     assert "none of them was checked" in said
