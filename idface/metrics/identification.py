@@ -37,7 +37,7 @@ class RankOne(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The figures listed above, float32; empty where there is nobody to look for or no gallery."""
-        if not self.embedding or not self.gallery:
+        if not len(self.embedding) or not len(self.gallery):  # a tensor each once ranks are put together
             return {}
         embedding, identity = F.normalize(dim_zero_cat(self.embedding)), dim_zero_cat(self.identity)
         gallery, people = F.normalize(dim_zero_cat(self.gallery)), dim_zero_cat(self.gallery_identity)

@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -21,10 +21,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from kornia.augmentation import RandomHorizontalFlip
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_modules.base import FaceDataModule
 from data_modules.batch import FaceBatch, to_float
@@ -35,9 +36,12 @@ from idface.losses.adversarial import discriminator_loss
 from idface.losses.classification import identity_loss
 from idface.losses.matching import feature_matching_loss, reconstruction_loss
 from idface.losses.variational import kl_divergence, sample_posterior
-from idface.modules.base import frozen_statistics
+from idface.losses.wasserstein import gradient_penalty
+from idface.modules.base import FaceModule, frozen_statistics
+from idface.modules.cond_vaegan import CondVAEGAN
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.names import whole_class_paths
+from idface.networks.cvae_gan import shrunk
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -60,14 +64,13 @@ class Case(NamedTuple):
         return f"{self.name}, batch {self.batch_size}, {self.precision}{', compiled' if self.compile else ''}, {DEVICE}"
 
 
-def recipe(case: Case) -> tuple[OpenSetIPGAN, FaceDataModule]:
+def recipe(case: Case) -> tuple[FaceModule, FaceDataModule]:
     """The model and the data of a recipe, with a flip of kornia's as its only augmentation, which both loops share."""
     config = whole_class_paths(yaml.safe_load((EXPERIMENTS / case.name).read_text("utf-8")))
     arguments = config["data"]["init_args"]
     data = ORLDataModule(**(arguments | {"batch_transforms": [RandomHorizontalFlip()], "batch_size": case.batch_size}))
     sizes = {"num_identities": data.num_identities, "image_size": data.image_size, "compile": case.compile}
     model = build({**config["model"], "init_args": config["model"]["init_args"] | sizes}, EXPERIMENTS / case.name)
-    assert isinstance(model, OpenSetIPGAN)
     return model, data
 
 
@@ -142,31 +145,78 @@ def plain_batches(data: FaceDataModule) -> Iterator[FaceBatch]:
 
 
 def bare(case: Case) -> Iterator[None]:
-    """Algorithm 1 written as a plain loop, a batch at a time."""
+    """The method of a recipe written as a plain loop, a batch at a time."""
     model, data = recipe(case)
     model.to(DEVICE, memory_format=torch.channels_last).train()
+    if isinstance(model, CondVAEGAN):
+        return bare_cond_vaegan(model, data, case)
+    assert isinstance(model, OpenSetIPGAN)
+    return bare_ipgan(model, data, case)
+
+
+class Learner:
+    """Networks that learn in turns, each by an Adam of its own."""
+
+    def __init__(self, networks: Sequence[nn.Module], case: Case) -> None:
+        if case.compile:
+            torch._functorch.config.donated_buffer = False
+            for network in networks:
+                network.compile()
+        self.parameters = [list(network.parameters()) for network in networks]
+        self.optimizers = [torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)) for p in self.parameters]
+
+    def __call__(self, which: int, loss: Tensor, retain: bool) -> None:
+        """Let one network learn."""
+        own = self.parameters[which]
+        for parameter, gradient in zip(own, torch.autograd.grad(loss, own, retain_graph=retain), strict=True):
+            parameter.grad = gradient
+        self.optimizers[which].step()
+
+
+def bare_cond_vaegan(model: CondVAEGAN, data: FaceDataModule, case: Case) -> Iterator[None]:
+    """Equation 8 with the weights of the recipe, all of which are 1 but for the pixel loss's and KL's."""
+    synthesizer, discriminators, recognizer = model.synthesizer, model.discriminators, model.identity_recognizer
+    assert discriminators is not None
+    assert recognizer is not None
+    learn = Learner([synthesizer, discriminators], case)
+    for batch in plain_batches(data):
+        mixed = case.precision != "32-true"
+        with torch.autocast(DEVICE.type, torch.bfloat16) if mixed else nullcontext():
+            image, identity = batch["image"], batch["identity"]
+            noise = torch.randn(2, len(image), model.latent_dim, device=DEVICE)
+            faces, posterior = synthesizer(image, identity, noise)
+            both = torch.cat(faces)
+            with torch.no_grad():
+                own = recognizer.features(image, ["raw"])["raw"]
+            seen = recognizer.features(both, ["raw"])["raw"]
+            of_g = 10 * F.l1_loss(faces[0], image) + 0.01 * kl_divergence(*posterior)
+            of_g = of_g + 2 * F.l1_loss(seen, torch.cat([own, own]))
+            of_d = torch.zeros((), device=DEVICE)
+            people = torch.cat([identity, identity])
+            drawn = torch.where(torch.rand(len(image), 1, 1, 1, device=DEVICE) < 0.5, *faces).detach()
+            views = zip(discriminators(image), discriminators(both), discriminators.critics(), strict=True)
+            for scale, (real, fake, critic) in enumerate(views):
+                of_g = of_g - fake.values.mean() + 2 * F.cross_entropy(fake.logits, people)
+                for a, b in zip(real.features, fake.features, strict=True):
+                    of_g = of_g + 2 * F.l1_loss(b, torch.cat([a, a]).detach())
+                of_d = of_d + fake.values.mean() - real.values.mean() + F.cross_entropy(real.logits, identity)
+                of_d = of_d + gradient_penalty(critic, shrunk(image, scale), shrunk(drawn, scale))
+            learn(0, of_g, True)
+            learn(1, of_d, False)
+        yield
+
+
+def bare_ipgan(model: OpenSetIPGAN, data: FaceDataModule, case: Case) -> Iterator[None]:
+    """Algorithm 1."""
     identity_encoder, classifier, generator = model.identity_encoder, model.classifier, model.generator
     attribute_encoder, discriminator = model.attribute_encoder, model.discriminator
-    networks = [attribute_encoder, generator, discriminator, classifier]
-    if case.compile:
-        torch._functorch.config.donated_buffer = False
-        for network in networks:
-            network.compile()
-    parameters = [list(network.parameters()) for network in networks]
-    optimizers = [torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)) for p in parameters]
+    learn = Learner([attribute_encoder, generator, discriminator, classifier], case)
     vectors = torch.zeros(len(data.photos), 128, device=DEVICE)
     if model.precompute_identity:
         assert identity_encoder is not None
         with torch.no_grad():
             for photos in data.training_photos():
                 vectors[photos["index"].to(DEVICE)] = identity_encoder(to_float(photos["image"].to(DEVICE)))
-
-    def learn(which: int, loss: Tensor, retain: bool) -> None:
-        for parameter, gradient in zip(
-            parameters[which], torch.autograd.grad(loss, parameters[which], retain_graph=retain), strict=True
-        ):
-            parameter.grad = gradient
-        optimizers[which].step()
 
     for step, batch in enumerate(plain_batches(data)):
         mixed = case.precision != "32-true"
@@ -210,12 +260,14 @@ def measured(kind: str, case: Case) -> tuple[list[tuple[float, float]], float]:
     return pairs, memory
 
 
-ON_CPU = [Case("quickstart.yaml", 16, 4, 40), Case("ipgan.yaml", 4, 2, 10)]
+ON_CPU = [Case("quickstart.yaml", 16, 4, 40), Case("ipgan.yaml", 4, 2, 10), Case("cond_vaegan.yaml", 4, 2, 10)]
 ON_GPU = [
     Case("quickstart.yaml", 16, 20, 200),
     Case("ipgan.yaml", 32, 20, 100),
     Case("ipgan.yaml", 32, 20, 100, "bf16-mixed"),
     Case("ipgan.yaml", 32, 20, 100, "bf16-mixed", True),
+    Case("cond_vaegan.yaml", 32, 20, 100),
+    Case("cond_vaegan.yaml", 32, 20, 100, "bf16-mixed", True),
 ]
 
 

@@ -2,7 +2,8 @@
 
 Cases: `joint`, one reconstruction step without batch norm and without noise, where two processes with half a batch each
 must do what one does with the whole; `real`, several steps of the model as it is, on real data; `search`, a few steps
-of the searcher, its evaluation, and the prediction of the untrained one.
+of the searcher, its evaluation, and the prediction of the untrained one; `vaegan`, a few steps of the conditional
+VAE-GAN and its evaluation.
 """
 
 import json
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from idface.latent.strategies import LiLuo
+from idface.modules.cond_vaegan import CondVAEGAN
 from idface.modules.greedy_search import GreedySearchModule
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.recognition.dlib_resnet import DlibResNet
@@ -63,6 +65,12 @@ def small_search() -> GreedySearchModule:
     )
 
 
+def small_vaegan() -> CondVAEGAN:
+    torch.manual_seed(0)
+    sizes = {"latent_dim": 6, "image_size": 32, "width": 4, "encoder_width": 4, "discriminator_width": 4}
+    return CondVAEGAN(32, **sizes, judge=DlibResNet(), optimizer=adam, ema_decay=0.9)
+
+
 def main(case: str, processes: int, folder: Path) -> None:
     data: LightningDataModule
     model: LightningModule
@@ -70,6 +78,8 @@ def main(case: str, processes: int, folder: Path) -> None:
         model, data, steps = without_batch_norm_and_noise(), Halves(), 1
     elif case == "search":
         model, data, steps = small_search(), small_data(partner=False), 2
+    elif case == "vaegan":
+        model, data, steps = small_vaegan(), small_data(image_size=32, partner=False), 3
     else:
         model = small_ipgan(num_identities=32, optimizer=adam, ema_decay=0.9, judge=DlibResNet())
         data, steps = small_data(), 4

@@ -71,6 +71,17 @@ def test_searching_in_two_processes(tmp_path: Path) -> None:
         assert (one_folder / "history.csv").read_text() == (two_folder / "history.csv").read_text()
 
 
+def test_faces_of_people_in_two_processes(tmp_path: Path) -> None:
+    (_,) = train("vaegan", 1, tmp_path / "one")
+    first, second = train("vaegan", 2, tmp_path / "two")
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    one, two = (json.loads((tmp_path / each / "rank0.json").read_text()) for each in ("one", "two"))
+    for name in ("variety_real", "top1_real", "chance"):  # of real photos: all of them, once
+        assert two[f"val/faces/{name}"] == pytest.approx(one[f"val/faces/{name}"], rel=1e-3), name
+    assert two["val/faces/chance"] == pytest.approx(1 / 32)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
 def test_the_usual_strategies_accept_the_module(strategy: str) -> None:
     environment = dict(os.environ)

@@ -1,0 +1,56 @@
+"""How fast synthetic faces are written to disk, and what of that is encoding and writing.
+
+Unchecked, for a detector and a recogniser take far longer than all the rest: their own speeds are in other benchmarks.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from idface.files import save_tensors
+from idface.modules.cond_vaegan import CondVAEGAN
+from idface.protocols import synthesize as module
+from idface.protocols.synthesize import synthesize
+
+PEOPLE = 64
+
+
+def saved(folder: Path, image_size: int) -> str:
+    """A generator of the recipe's size, untrained: its faces, noise, are harder to encode than real ones."""
+    arguments: dict[str, Any] = {"num_identities": PEOPLE, "image_size": image_size, "discriminators": 0}
+    model = CondVAEGAN(**arguments)
+    recipe = {"class_path": "idface.modules.cond_vaegan.CondVAEGAN", "init_args": arguments}
+    state = {f"synthesizer.{name}": value.contiguous() for name, value in model.synthesizer.state_dict().items()}
+    save_tensors(state, folder / "model.safetensors", {"recipe": json.dumps(recipe)})
+    return str(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("format", ["shards", "folder"])
+@pytest.mark.parametrize("image_size", [64, 128])
+def test_writing_keeps_up_with_generating(
+    image_size: int, format: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = saved(tmp_path, image_size)
+    per = 6144 // PEOPLE  # three chunks
+    synthesize(checkpoint, tmp_path / "warm", 4, unchecked=True)
+    began = time.perf_counter()
+    synthesize(checkpoint, tmp_path / "whole", per, unchecked=True, format=format)
+    whole = time.perf_counter() - began
+
+    monkeypatch.setattr(module._Synthesis, "_write", lambda *_: None)
+    monkeypatch.setattr(module._Synthesis, "finish", lambda _: {})
+    began = time.perf_counter()
+    synthesize(checkpoint, tmp_path / "generated", per, unchecked=True, format=format)
+    generating = time.perf_counter() - began
+    faces = PEOPLE * per
+    with capsys.disabled():
+        print(
+            f"\n{image_size}x{image_size}, {format}, {torch.get_num_threads()} threads: "
+            f"{faces / whole:.0f} faces/s on disk, {faces / generating:.0f} generated and marked; "
+            f"ratio of times {whole / generating:.2f}"
+        )
+    assert whole < 2 * generating  # were it bound by encoding, there would be no end of it
