@@ -23,16 +23,19 @@ class JoinedDataModule(FaceDataModule):
         sets: the first, and those that only train; of each its photos, and of the first its split: their own batch
             sizes, transforms and samplers have no effect.
         image_size: side of the square images, in pixels, of all sets.
-        options: what every FaceDataModule takes; the numbers of people and photos to hold out are the first set's.
+        options: what every FaceDataModule takes, but for the numbers of people and photos to hold out: those are the
+            first set's.
 
     Raises:
-        ValueError: there is no set, or one has another `image_size`.
+        ValueError: there is no set, one has another `image_size`, or an option is the first set's.
     """
 
     licence = "Those of the sets that were joined"
 
     def __init__(self, sets: list[FaceDataModule], image_size: int = 64, **options: Unpack[FaceOptions]) -> None:
         super().__init__(image_size=image_size, **options)
+        if own := options.keys() & {"val_identities", "test_identities", "held_out_photos"}:
+            raise ValueError(f"{min(own)} has no effect here: who is held out is said by the first of the sets")
         if not sets:
             raise ValueError("sets is empty: give a set, and others to train on beside it")
         for number, data in enumerate(sets):

@@ -56,8 +56,10 @@ def load_model(checkpoint: str) -> FaceModule:
         CheckpointError: it does not exist, is damaged, or holds no model of this project.
     """
     path = find_checkpoint(checkpoint)
-    recipe, weights = _read(path)
+    recipe, weights, facts = _read(path)
     model = _build_even_without_judge(recipe, path)
+    model.gradient_fingerprints |= frozenset(facts.get("gradient_fingerprints") or ())  # also of those left out here
+    model.people_digest = facts.get("people_digest")
     for name in model.averaged:
         own = {
             key.removeprefix(f"{name}."): value.float() for key, value in weights.items() if key.startswith(f"{name}.")
@@ -176,7 +178,7 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
     if out.suffix != ".safetensors":
         raise CheckpointError(f"--out {out}: weights are kept as safetensors; call the file {out.stem}.safetensors")
     path = find_checkpoint(checkpoint)
-    recipe, weights = _read(path)
+    recipe, weights, facts = _read(path)
     networks = _build_even_without_judge(recipe, path).averaged
     kept = {
         key: (value.half() if half else value.float()).contiguous()
@@ -185,19 +187,21 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_tensors(kept, out, {"recipe": json.dumps(recipe)})
+        save_tensors(kept, out, {"recipe": json.dumps(recipe), "facts": json.dumps(facts)})
     except SafetensorError as error:
         raise CheckpointError(f"--out {out} cannot be written: {error}") from error
     return out
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """A file's recipe, and the weights needed after training by `network.parameter`: averages where there are any."""
+def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[str, Any]]:
+    """A file's recipe; the weights needed after training by `network.parameter`, averages where there are any; and what
+    is known of the training: `gradient_fingerprints`, `people_digest`.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                recipe = json.loads((file.metadata() or {}).get("recipe", "null"))
-                return recipe, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                recipe, facts = (json.loads((file.metadata() or {}).get(key, "null")) for key in ("recipe", "facts"))
+                return recipe, {key: file.get_tensor(key) for key in file.keys()}, facts or {}  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
         state = content["state_dict"]
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, LookupError, TypeError) as error:
@@ -205,4 +209,5 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     averages = {key.removeprefix("ema."): value for key, value in state.items() if key.startswith("ema.")}
     networks = {key.split(".")[0] for key in averages}
     rest = {k: v for k, v in state.items() if not networks or k.split(".")[0] in networks}
-    return content.get("recipe"), {k: v for k, v in rest.items() if not k.startswith("ema.")} | averages
+    weights = {k: v for k, v in rest.items() if not k.startswith("ema.")} | averages
+    return content.get("recipe"), weights, {key: content.get(key) for key in ("gradient_fingerprints", "people_digest")}

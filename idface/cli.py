@@ -373,6 +373,8 @@ def _add_augment(verbs: Any) -> None:
     augment.add_argument("--batch-size", type=_count, default=64, metavar="B", help="(%(default)s)")
     augment.add_argument("--layers", type=int, choices=(9, 29), default=9, help="of LightCNN (%(default)s)")
     augment.add_argument("--loss", choices=("softmax", "cosface"), default="softmax", help="(%(default)s)")
+    augment.add_argument("--learning-rate", type=float, default=5e-4, help="(%(default)s)")
+    augment.add_argument("--exclude", type=_existing, metavar="FILE", help="more people whose pairs are left out")
     augment.add_argument("--per-identity", type=_count, default=200, metavar="N", help="faces (%(default)s)")
     augment.add_argument("--mix", type=int, default=3, metavar="K", help="people in a new one (%(default)s)")
     augment.add_argument("--new-identities", type=_count, default=5000, metavar="M", help="(%(default)s)")
@@ -381,6 +383,8 @@ def _add_augment(verbs: Any) -> None:
     augment.add_argument(
         "--detect", action=argparse.BooleanOptionalAction, default=True, help="leave out what shows no face"
     )
+    augment.add_argument("--unchecked", action="store_true", help="check no synthetic face")
+    augment.add_argument("--synthesis-seed", type=int, default=0, metavar="N", help="of the sets (%(default)s)")
     augment.set_defaults(run=_augment, goes_on=True)
 
     quality = verbs.add_parser("quality", help="judge synthetic sets: recognisable, real, various", allow_abbrev=False)

@@ -40,7 +40,7 @@ def data_modules() -> dict[str, str]:
     """Import paths of the data modules that read a folder, by the names of their files: `celeba`, `lfw`, ..."""
     paths = (path for name, found in class_index().items() if name.endswith("DataModule") for path in found)
     stems = {path.split(".")[1]: path for path in paths if path.startswith("data_modules.")}
-    return {stem: path for stem, path in sorted(stems.items()) if stem not in ("base", "detected", "orl")}
+    return {stem: path for stem, path in sorted(stems.items()) if stem not in ("base", "detected", "joined", "orl")}
 
 
 def class_path(name: str) -> str:

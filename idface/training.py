@@ -192,12 +192,14 @@ class TrainingCLI(LightningCLI):
             self._refuse(f"{cause}\n(the traceback: JSONARGPARSE_DEBUG=1)")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run; what a data module refuses only when its batches are asked for is an error of the configuration too."""
+        """Run; what data or model refuse only when there are batches is an error of the configuration too."""
         try:
             super()._run_subcommand(subcommand)
         except (ValueError, OSError) as error:
             *_, last = traceback.walk_tb(error.__traceback__)
-            if "JSONARGPARSE_DEBUG" in os.environ or not last[0].f_globals["__name__"].startswith("data_modules."):
+            if "JSONARGPARSE_DEBUG" in os.environ or not last[0].f_globals["__name__"].startswith(
+                ("data_modules.", "idface.modules.")
+            ):
                 raise
             self._refuse(f"{error}\n(the traceback: JSONARGPARSE_DEBUG=1)")
 

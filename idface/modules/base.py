@@ -1,9 +1,10 @@
 """What every paper's LightningModule stands on: phases, one step count, EMA, reproducible noise, divergence checks."""
 
 import copy
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -66,6 +67,9 @@ class FaceModule(LightningModule, ABC):
 
     spared: tuple[str, ...] = ("judge",)
     """Arguments that generating does without, where what they name is not to be had."""
+
+    people_digest: str | None = None
+    """What tells the people that the model was trained on from others, see `digest_of_names`; kept in checkpoints."""
 
     recipe: dict[str, Any] | None = None
     """Class path and arguments that make this module anew; set by the command line and kept in checkpoints."""
@@ -340,6 +344,10 @@ class FaceModule(LightningModule, ABC):
             raise TrainingDiverged(self._divergence(f"{len(bad)} tensors of the model, {bad[0]} among them,"))
         checkpoint["state_dict"] = state
         checkpoint["recipe"] = self.recipe
+        names = getattr(getattr(self.trainer, "datamodule", None), "identity_names", None)
+        if names is not None:
+            self.people_digest = digest_of_names(names[: self.trainer.datamodule.num_identities])  # type: ignore[attr-defined]
+        checkpoint["people_digest"] = self.people_digest
         checkpoint["gradient_fingerprints"] = sorted(self.gradient_fingerprints)
         checkpoint["frozen_fingerprints"] = {prefix: network.fingerprint() for prefix, network in frozen.items()}
 
@@ -388,6 +396,11 @@ class FaceModule(LightningModule, ABC):
             and not name.startswith("ema.")
             and not any(parameter.requires_grad for parameter in module.parameters())
         }
+
+
+def digest_of_names(names: Sequence[str]) -> str:
+    """Twelve hexadecimal digits that tell people, in the order of their labels, from others."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _size(state: Mapping[str, Tensor], key: str) -> str:

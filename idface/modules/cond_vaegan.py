@@ -21,6 +21,9 @@ from idface.networks.cvae_gan import Encoder, Generator, MultiScaleDiscriminator
 from idface.pictures import Picture, mark_synthetic, to_picture
 from idface.recognition.base import Recognizer
 
+SHOWN = 8
+"""People on the sample grids."""
+
 
 class CondVAEGAN(FaceModule):
     """Faces of given people, as various as photos of them.
@@ -155,15 +158,33 @@ class CondVAEGAN(FaceModule):
         optimizers = super().configure_optimizers()
         return optimizers, [LambdaLR(each, lambda step: min(1.0, 2 - 2 * step / total)) for each in optimizers]
 
-    def step(self, batch: FaceBatch) -> None:
-        """One batch of Algorithm 1; both sides learn from one forward pass, E and G first."""
-        image, identity = batch["image"], batch["identity"]
-        if (identity == UNKNOWN).any():
+    @property
+    def kinds(self) -> int:
+        """Faces that are made for each photo: x_encode, where there is E, and x_random, where anything looks at it."""
+        looked_at = self.discriminators is not None or self._uses_recognizer
+        return int(self.synthesizer.encoder is not None) + int(looked_at)
+
+    @property
+    def _uses_recognizer(self) -> bool:
+        return self.identity_recognizer is not None and self.identity_weight > 0
+
+    def on_before_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> FaceBatch:
+        """See, while it is no wait, that training photos show people who are known.
+
+        Raises:
+            ValueError: one shows nobody who is.
+        """
+        if self.trainer.training and (batch["identity"] == UNKNOWN).any():
             raise ValueError(
                 "a training batch holds photos of nobody who is known, and this model makes faces of people: give data "
                 "without them (of a folder: --data.unlabelled of an empty one)"
             )
-        noise = torch.randn(self.synthesizer.kinds, len(image), self.latent_dim, device=image.device)
+        return batch
+
+    def step(self, batch: FaceBatch) -> None:
+        """One batch of Algorithm 1; both sides learn from one forward pass, E and G first."""
+        image, identity = batch["image"], batch["identity"]
+        noise = torch.randn(self.kinds, len(image), self.latent_dim, device=image.device)
         faces, posterior = self.synthesizer(image, identity, noise)
         losses: dict[str, Tensor] = {}
         terms: list[Tensor] = []
@@ -171,7 +192,7 @@ class CondVAEGAN(FaceModule):
             losses["pixel"] = mean_absolute_difference([faces[0]], [image])  # eq. 4
             losses["kl"] = kl_divergence(*posterior)  # eq. 5
             terms += [self.pixel_weight * losses["pixel"], self.kl_weight * losses["kl"]]
-        if self.identity_recognizer is not None and self.identity_weight > 0:
+        if self._uses_recognizer:
             losses["identity"] = self._identity_loss(image, faces)
             terms.append(self.identity_weight * losses["identity"])
         if self.discriminators is None:
@@ -203,7 +224,7 @@ class CondVAEGAN(FaceModule):
 
     def _losses_of_generator(self, real: list[Views], fake: list[Views], identity: Tensor) -> dict[str, Tensor]:
         """The discriminators' part of L_{E,G} (eq. 8), summed over them."""
-        kinds = self.synthesizer.kinds
+        kinds = self.kinds
         sums = {"adversarial": [], "classification_fake": [], "features": []}  # type: dict[str, list[Tensor]]
         for photo, face in zip(real, fake, strict=True):
             sums["adversarial"].append(critic_generator_loss(face.values.chunk(kinds)))
@@ -225,7 +246,7 @@ class CondVAEGAN(FaceModule):
             drawn = torch.where(which == 0, faces[0].detach(), drawn)
         sums = {"critic": [], "classification_real": [], "penalty": []}  # type: dict[str, list[Tensor]]
         for scale, (photo, face, critic) in enumerate(zip(real, fake, self.discriminators.critics(), strict=True)):
-            sums["critic"].append(critic_loss(photo.values, face.values.chunk(self.synthesizer.kinds)))
+            sums["critic"].append(critic_loss(photo.values, face.values.chunk(self.kinds)))
             sums["classification_real"].append(identity_loss(photo.logits, identity))
             sums["penalty"].append(gradient_penalty(critic, shrunk(image, scale), shrunk(drawn, scale)))
         return {name: torch.stack(each).sum() for name, each in sums.items()}
@@ -270,7 +291,12 @@ class CondVAEGAN(FaceModule):
 
         Returns:
             (B, steps, 3, S, S), from the first to the second.
+
+        Raises:
+            ValueError: `steps` is below 2.
         """
+        if steps < 2:
+            raise ValueError(f"steps is {steps}; a way has two ends")
         ends = self.encode(first), self.encode(second)
         ways = [torch.lerp(*ends, share) for share in torch.linspace(0, 1, steps).tolist()]
         return torch.stack([self.generate(latents, identity) for latents in ways], dim=1)
@@ -305,9 +331,10 @@ class CondVAEGAN(FaceModule):
             return
         image, identity = batch["image"][known], batch["identity"][known]
         for photo, person in zip(image, identity.tolist(), strict=True):
-            kept = self._photos.setdefault(person, [])
-            if len(kept) < 2:
-                kept.append(photo)
+            if person in self._photos or len(self._photos) < SHOWN:
+                kept = self._photos.setdefault(person, [])
+                if len(kept) < 2:
+                    kept.append(photo)
         if self.judge is None:
             return
         if split == "gallery":
@@ -325,13 +352,15 @@ class CondVAEGAN(FaceModule):
     test_step = validation_step
 
     def predict_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Faces of the photos' people, with the latents of their partners; None for people whom the model knows not.
+        """Faces of the photos' people, with the latents of their partners (without E, of the prior); None for others.
 
         Returns:
             Float (B, 3, S, S) in [-1, 1].
         """
         if (batch["identity"] >= self.num_identities).any():
             return None
+        if cast(Synthesizer, self.trained("synthesizer")).encoder is None:
+            return self.generate(self.fixed_latents(len(batch["image"]), batch_idx), batch["identity"])
         return self.generate(self.encode(batch["partner"]), batch["identity"])
 
     def log_evaluation(self, stage: str) -> None:
@@ -350,7 +379,7 @@ class CondVAEGAN(FaceModule):
 
     def sample_grids(self) -> dict[str, Picture]:
         """`people`: a person a row, first a photo, then faces, of one latent a column; `interpolation`: figure 6."""
-        shown = sorted(self._photos)[:8]
+        shown = sorted(self._photos)
         if not shown:
             return {}
         latents = self.fixed_latents(8)
@@ -361,7 +390,7 @@ class CondVAEGAN(FaceModule):
         grids = {"people": np.concatenate(rows)}
         pairs = {person: photos for person, photos in sorted(self._photos.items()) if len(photos) == 2}
         if pairs and cast(Synthesizer, self.trained("synthesizer")).encoder is not None:
-            chosen = list(pairs)[:6]
+            chosen = list(pairs)
             first, second = (torch.stack([pairs[person][end] for person in chosen]) for end in (0, 1))
             ways = self.interpolate(first, second, torch.tensor(chosen, device=self.device))
             strips = [_strip([a], faces, [b]) for a, faces, b in zip(first, ways, second, strict=True)]

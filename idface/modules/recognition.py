@@ -82,8 +82,8 @@ class LightCNNTraining(FaceModule):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (B, 256) and logits (B, N) of faces (B, 3, S, S) in [-1, 1], by the averaged weights."""
-        result: tuple[Tensor, Tensor] = self.trained("network")(grey_picture(image))
-        return result
+        embedding, logits = self.trained("network")(grey_picture(image))
+        return embedding, self.scale * logits if self.loss == "cosface" else logits
 
     def validation_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Classify held-out photos of known people; look for unseen ones in the gallery."""

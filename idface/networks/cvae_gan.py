@@ -125,15 +125,15 @@ class Generator(nn.Module):
     def forward(self, latent: Tensor, identity: Tensor) -> Tensor:
         """Latents (B, L) and identities, as `embed` takes them, to images (B, 3, S, S) in [-1, 1]."""
         x = self.project(torch.cat([latent, self.embed(identity)], dim=1)).view(-1, *self.bottom)
-        image: Tensor = self.layers(x.contiguous(memory_format=torch.channels_last))
+        image: Tensor = self.layers(x)
         return image
 
 
 class Discriminator(nn.Module):
     """D^k: strided 4x4 convolutions, six for 128 pixels, with a critic's head and one that tells who it is.
 
-    No norm: a gradient penalty is of each image by itself. The heads are linear; the critic's has no bias that anything
-    could come to depend on, for the loss does not change when a constant is added to its output.
+    No norm: a gradient penalty is of each image by itself. The heads are linear. The critic's has no bias: the loss
+    does not change when a constant is added to its output, so nothing would hold a bias.
 
     Args:
         num_identities: people N.
@@ -152,7 +152,7 @@ class Discriminator(nn.Module):
         widths = [3, *(width * min(2**stage, 8) for stage in range(steps))]
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
         length = widths[-1] * max(1, BOTTOM // scale) ** 2
-        self.source = nn.Linear(length, 1)
+        self.source = nn.Linear(length, 1, bias=False)
         self.identity = nn.Linear(length, num_identities)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -178,11 +178,6 @@ class Synthesizer(nn.Module):
         self.generator = generator
         self.encoder = encoder
 
-    @property
-    def kinds(self) -> int:
-        """How many faces are made for each photo: x_encode, where there is an encoder, and x_random."""
-        return 1 if self.encoder is None else 2
-
     def forward(
         self, image: Tensor, identity: Tensor, noise: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor] | None]:
@@ -191,10 +186,10 @@ class Synthesizer(nn.Module):
         Args:
             image: x, (B, 3, S, S) in [-1, 1].
             identity: c, as `Generator.embed` takes it.
-            noise: normal, (kinds, B, L); the last is the z of x_random.
+            noise: normal, (kinds, B, L): of x_encode, where there is E; of x_random, where it is wanted.
 
         Returns:
-            The faces (B, 3, S, S), x_random last; mean and log variance of P(z|x), (B, L) each, where there is E.
+            The faces (B, 3, S, S), in that order; mean and log variance of P(z|x), (B, L) each, where there is E.
         """
         latents, posterior = list(noise), None
         if self.encoder is not None:

@@ -196,6 +196,7 @@ class FaceNetwork(nn.Module):
         embedding = self.backbone(x)
         seen = self.dropout(embedding)
         if self.cosine:
-            cosines = F.linear(F.normalize(seen.float(), dim=1), F.normalize(self.head.weight.float(), dim=1))
+            with torch.autocast(x.device.type, enabled=False):  # near 1, bfloat16 has steps of 0.004
+                cosines = F.linear(F.normalize(seen.float(), dim=1), F.normalize(self.head.weight.float(), dim=1))
             return embedding.float(), cosines
         return embedding.float(), self.head(seen).float()

@@ -5,9 +5,10 @@ OUT/ARM-SEED/               a trained recogniser each: light_cnn.safetensors, an
 OUT/augmentation.csv        the table; augmentation.json: the same with all settings; augmentation.png: a plot
 """
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +21,19 @@ from torch import Tensor, nn
 from data_modules.base import FaceDataModule
 from data_modules.joined import JoinedDataModule
 from data_modules.lfw import read_pairs
-from data_modules.people import plain_name
+from data_modules.people import plain_name, read_names
+from data_modules.photos import PhotoError, Pixels
 from data_modules.prepared import PreparedDataModule
-from idface.checkpoints import load_model
+from idface.callbacks.checkpoint import RunCheckpoint
+from idface.checkpoints import best_device, load_model
 from idface.files import save_tensors, whole_file, write_csv
+from idface.latent.scoring import is_fast_in_bfloat16
 from idface.modules.cond_vaegan import CondVAEGAN
 from idface.modules.recognition import LightCNNTraining
 from idface.networks.light_cnn import Layers
-from idface.protocols.sources import training_data
+from idface.protocols.sources import KnownPeople, digest_of, training_data, training_people
 from idface.protocols.synthesize import synthesize
+from idface.protocols.verification import Place
 from idface.recognition.base import distance
 from idface.recognition.calibration import verify
 from idface.recognition.light_cnn import LightCNN
@@ -57,34 +62,60 @@ class Pairs:
     Args:
         prepared: the prepared set of LFW.
         pairs: LFW's `pairs.txt`.
-        training: names of the people trained on.
+        trained: people whom any network behind the comparison has seen, however their names are written.
         image_size: side of the pictures in pixels.
 
+    Attributes:
+        shared: pairs left out, for they show somebody who was trained on.
+        missing: pairs left out, for the set lacks a photo.
+
     Raises:
-        ValueError: a file is not as it should be, or too few pairs are left.
+        ValueError: a file is not as it should be, too many photos are missing, or too few pairs are left.
     """
 
-    def __init__(self, prepared: Path, pairs: Path, training: Sequence[str], image_size: int) -> None:
+    MISSING = 0.05
+    """Share of the pairs that may lack a photo, such as one in which no face was found."""
+
+    def __init__(self, prepared: Path, pairs: Path, trained: Collection[str], image_size: int) -> None:
         everything, folds = read_pairs(pairs)
-        trained = {plain_name(name) for name in training}
-        apart = [row for row, (a, b) in enumerate(everything) if not {plain_name(a[0]), plain_name(b[0])} & trained]
+        known = {plain_name(name) for name in trained}
+        apart = [row for row, (a, b) in enumerate(everything) if not {plain_name(a[0]), plain_name(b[0])} & known]
         self.shared = len(everything) - len(apart)
-        chosen = [everything[row] for row in apart]
-        photos = sorted({photo for pair in chosen for photo in pair})
         data = PreparedDataModule(str(prepared), image_size=image_size)
         there = {photo.name: photo for photo in data.wanted_photos()[0]}
-        names = [f"{name}/{name}_{number:04d}.jpg" for name, number in photos]
-        if missing := [name for name in names if name not in there]:
+        read = data.reader([])
+        images: dict[Place, Pixels] = {}
+        lacking: list[str] = []
+        for place in sorted({place for row in apart for place in everything[row]}):
+            name = f"{place[0]}/{place[0]}_{place[1]:04d}.jpg"
+            try:
+                images[place] = read(there[name])
+            except (KeyError, PhotoError):
+                lacking.append(name)
+        kept = [row for row in apart if all(place in images for place in everything[row])]
+        self.missing = len(apart) - len(kept)
+        if self.missing > self.MISSING * len(apart):
             raise ValueError(
-                f"--evaluation {prepared} lacks {len(missing)} photos of the pairs, {missing[0]} among them: expected "
+                f"--evaluation {prepared} lacks {len(lacking)} photos of the pairs, {lacking[0]} among them: expected "
                 "LFW, as `idface prepare --data lfw` writes it"
             )
-        read = data.reader([])
-        self.images = torch.from_numpy(np.stack([read(there[name]) for name in names])).permute(0, 3, 1, 2).contiguous()
-        place = {photo: row for row, photo in enumerate(photos)}
-        self.first, self.second = (torch.tensor([place[pair[side]] for pair in chosen]) for side in (0, 1))
-        self.same = np.array([a[0] == b[0] for a, b in chosen])
-        self.fold = folds[apart]
+        self.same = np.array([everything[row][0][0] == everything[row][1][0] for row in kept], bool)
+        self.fold = folds[kept]
+        if len(kept) == 0 or any(
+            not (self.same[self.fold == fold] == kind).any() for fold in np.unique(folds) for kind in (True, False)
+        ):
+            raise ValueError(
+                f"--pairs {pairs}: {len(kept)} pairs are left, and not every fold has pairs of one person and of two: "
+                f"{self.shared} show somebody who was trained on"
+            )
+        row_of = {place: row for row, place in enumerate(images)}
+        self.images = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2).contiguous()
+        self.first, self.second = (torch.tensor([row_of[everything[row][side]] for row in kept]) for side in (0, 1))
+
+    def digest(self) -> str:
+        """What tells these pairs from others."""
+        told = (self.images, self.first, self.second, torch.from_numpy(self.fold))
+        return hashlib.sha256(b"".join(each.numpy().tobytes() for each in told)).hexdigest()[:12]
 
     def accuracy(self, recognizer: LightCNN) -> tuple[float, float]:
         """Mean accuracy over the folds, each by the others' threshold, and its standard deviation; in per cent."""
@@ -114,12 +145,16 @@ def augment(
     per_new_identity: int = 100,
     recognizer: str = "dlib",
     detect: bool = True,
+    unchecked: bool = False,
+    synthesis_seed: int = 0,
+    exclude: Path | None = None,
     precision: str | None = None,
 ) -> dict[str, Any]:
     """Synthesise, train a recogniser with and without, verify: everything that is not there yet.
 
     All arms see the same number of batches of the same size, at the same rate, from the same start for one seed; none
-    but "classic" augments photos in any other way.
+    but "classic" augments photos in any other way. Batches are drawn evenly from all photos of an arm: the more
+    synthetic ones there are, the fewer real ones it sees.
 
     Args:
         checkpoint: of a CondVAEGAN, what `load_model` takes.
@@ -130,7 +165,12 @@ def augment(
         arms: which of `ARMS`; "real" is what the others are compared with.
         seeds: of the recognisers' training; three or more for an interval.
         steps, batch_size, layers, loss, learning_rate: of the recognisers' training; see `LightCNNTraining`.
-        per_identity, mix, new_identities, per_new_identity, recognizer, detect: of the sets, see `synthesize`.
+        per_identity, mix, new_identities, per_new_identity, recognizer, detect, unchecked: of the sets, see
+            `synthesize`. Checked sets owe something to the recogniser that checked them, and to the one of the
+            generator's loss: both have seen photos that "real" and "classic" know nothing of.
+        synthesis_seed: of the sets.
+        exclude: a list of more people, a name a line, whose pairs are left out: those whom the recogniser of the
+            generator's loss was trained on, if they are others than the generator's.
         precision: of training, as the Trainer takes it; None for bfloat16 where it is fast.
 
     Returns:
@@ -139,20 +179,34 @@ def augment(
     Raises:
         ValueError, OSError: an argument, the checkpoint or the data are not as they should be.
     """
-    if "real" not in arms or len(set(arms)) < 2 or len(set(seeds)) < 2:
-        raise ValueError(
-            f"--arms {' '.join(arms)} and --seeds {' '.join(map(str, seeds))}: a comparison takes the arm 'real', "
-            "another one, and two seeds or more, three for an interval that says something"
-        )
+    if "real" not in arms or len(arms) < 2 or len(set(arms)) < len(arms):
+        raise ValueError(f"--arms {' '.join(arms)}: a comparison takes 'real' and another one, each once")
+    if len(seeds) < 3 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"--seeds {' '.join(map(str, seeds))}: an interval takes three seeds or more, all different")
     model = load_model(checkpoint)
     if not isinstance(model, CondVAEGAN):
         raise ValueError(f"{checkpoint} is of {type(model).__name__}, which makes no faces of given people")
-    real = training_data(checkpoint, data, model.num_identities, model.image_size)
-    judged = Pairs(evaluation, pairs, real.identity_names[: real.num_identities], model.image_size)
-    log.warning("%d pairs are left of LFW's: %d show people of the training set", len(judged.same), judged.shared)
+    if "new" in arms and not 2 <= mix <= model.num_identities:
+        raise ValueError(
+            f"--mix is {mix}; expected 2 or more of the {model.num_identities} people whom the model knows"
+        )
+    known = KnownPeople(model.num_identities, model.image_size, model.people_digest)
+    real = training_data(checkpoint, data, known)
+    names = _names_of(real) | (set() if exclude is None else set(read_names(exclude).values()))
+    judged = Pairs(evaluation, pairs, names, model.image_size)
+    log.warning(
+        "%d pairs are left: %d show people of the training set, of %d a photo is missing",
+        len(judged.same),
+        judged.shared,
+        judged.missing,
+    )
+    if not judged.shared:
+        log.warning("no pair shows anybody of the training set: see that its people go by their names")
 
     sets: dict[str, Path] = {}
-    common: dict[str, Any] = {"data": data, "evaluation": [evaluation], "recognizer": recognizer, "detect": detect}
+    common: dict[str, Any] = {"data": data, "seed": synthesis_seed, "unchecked": unchecked}
+    if not unchecked:
+        common |= {"evaluation": [evaluation], "recognizer": recognizer, "detect": detect}
     out.mkdir(parents=True, exist_ok=True)
     if "known" in arms:
         sets["known"] = out / "known"
@@ -166,13 +220,16 @@ def augment(
         "layers": layers,
         "loss": loss,
         "learning_rate": learning_rate,
+        "precision": precision or _fast_precision(),
+        "photos": digest_of(training_people(real)),
+        "pairs": judged.digest(),
     }
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for seed in seeds:
         for arm in arms:
             synthetic = sets.get(arm)
             settings = {**training, "arm": arm, "seed": seed, "set": _told(synthetic)}
-            results[arm].append(_trained(out / f"{arm}-{seed}", settings, real, synthetic, judged, precision))
+            results[arm].append(_trained(out / f"{arm}-{seed}", settings, real, synthetic, judged))
             log.warning("%s, seed %d: %.2f %%", arm, seed, results[arm][-1]["accuracy"])
     rows = table(results)
     summary = {
@@ -180,7 +237,11 @@ def augment(
         "training": training,
         "seeds": list(seeds),
         "pairs": len(judged.same),
-        "pairs_left_out": judged.shared,
+        "pairs_shared": judged.shared,
+        "pairs_missing": judged.missing,
+        "checked_by": None if unchecked else recognizer,
+        "generator": model.recipe,
+        "interval": "Student's, over the recognisers' seeds; of one generator, one set of each kind, one list of pairs",
         "arms": {row["arm"]: row for row in rows},
         "published": PUBLISHED,
     }
@@ -225,7 +286,10 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
 
 def in_words(summary: Mapping[str, Any]) -> list[str]:
     """The table as lines."""
-    lines = [f"LFW, {summary['pairs']:,} pairs ({summary['pairs_left_out']:,} left out), seeds {summary['seeds']}"]
+    lines = [
+        f"LFW, {summary['pairs']:,} pairs ({summary['pairs_shared']:,} of people trained on and "
+        f"{summary['pairs_missing']:,} without a photo left out), seeds {summary['seeds']}"
+    ]
     for arm, row in summary["arms"].items():
         gain = (
             "" if arm == "real" else f"  {row['gain']:+.2f} points ({row['gain_low']:+.2f} to {row['gain_high']:+.2f})"
@@ -234,13 +298,15 @@ def in_words(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _names_of(data: FaceDataModule) -> set[str]:
+    """What the people to train on are called."""
+    people = data.identity_names[: data.num_identities]
+    called = data.people_called(set(people))
+    return {name for person in people for name in (person, *called.get(person, ()))}
+
+
 def _trained(
-    folder: Path,
-    settings: Mapping[str, Any],
-    real: FaceDataModule,
-    synthetic: Path | None,
-    judged: Pairs,
-    precision: str | None,
+    folder: Path, settings: Mapping[str, Any], real: FaceDataModule, synthetic: Path | None, judged: Pairs
 ) -> dict[str, Any]:
     """Train one recogniser and verify it, unless that was done."""
     file = folder / "result.json"
@@ -270,20 +336,29 @@ def _trained(
         optimizer=lambda p: torch.optim.AdamW(p, lr=settings["learning_rate"], weight_decay=0.05),
         scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps),
     )
+    checkpoint = RunCheckpoint(folder, save_last=True, every_n_train_steps=max(50, steps // 10))
     trainer = Trainer(
         max_steps=steps,
-        precision=precision or _fast_precision(),  # type: ignore[arg-type]
+        precision=settings["precision"],
         devices=1,
         logger=False,
-        enable_checkpointing=False,
+        callbacks=[checkpoint],
         enable_model_summary=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    trainer.fit(model, data)
+    last = folder / "last.ckpt"
+    begun = folder / "begun.json"
+    if last.exists() and (not begun.exists() or json.loads(begun.read_text("utf-8")) != dict(settings)):
+        last.unlink()
     folder.mkdir(parents=True, exist_ok=True)
+    begun.write_text(json.dumps(settings), "utf-8")
+    try:
+        trainer.fit(model, data, ckpt_path=last if last.exists() else None)
+    except SystemExit as error:  # how the Trainer passes on that it was interrupted
+        raise KeyboardInterrupt from error
     weights = folder / "light_cnn.safetensors"
     state = model.trained("network").state_dict()
     save_tensors({f"network.{name}": value.cpu().contiguous() for name, value in state.items()}, weights)
@@ -297,6 +372,8 @@ def _trained(
     }
     with whole_file(file) as unfinished:
         unfinished.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    for done in (begun, *folder.glob("*.ckpt")):
+        done.unlink()
     return result
 
 
@@ -319,9 +396,6 @@ def _told(synthetic: Path | None) -> Any:
 
 
 def _fast_precision() -> str:
-    from idface.checkpoints import best_device
-    from idface.latent.scoring import is_fast_in_bfloat16
-
     return "bf16-mixed" if is_fast_in_bfloat16(best_device()) else "32-true"
 
 

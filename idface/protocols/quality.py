@@ -18,6 +18,7 @@ from idface.metrics.variety import AsTheyAre, JudgedFaces, perceptual_distance
 from idface.modules.recognition import LightCNNTraining
 from idface.protocols.sources import (
     BATCH,
+    KnownPeople,
     People,
     held_out_people,
     people_of,
@@ -28,11 +29,15 @@ from idface.protocols.sources import (
 )
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
+from idface.recognition.weights import fingerprint_of
 
 log = logging.getLogger(__name__)
 
 PAIRS = 2000
-"""Pairs of one person's faces whose spread is measured, at most."""
+"""Pairs of one person's faces whose spread is measured, more or less; one of each person at least."""
+
+DRAWS = 5
+"""How often as many faces are drawn as in every other row."""
 
 PUBLISHED = {
     "note": "FaceScrub, 128x128; top-1 by LightCNN-29, inception score by a classifier of CASIA-WebFace",
@@ -63,12 +68,19 @@ def quality(
         seed: of the pairs that are drawn.
 
     Returns:
-        A row for the held-out photos, "real", and for each set: `faces`; `top1` in per cent, of faces that the
-        classifier takes for their person (known people only) and `chance`; `inception_score`, of the classifier;
-        `spread`, mean squared distance of two embeddings of one person, and `perceptual_spread`, see
-        `perceptual_distance`, by the judge; `frechet_distance` and `kernel_distance` (times 1,000) of embeddings from
-        the training photos', of as many faces as there are photos or fewer; `independent`: the judge was no loss of the
-        model and did not choose the faces.
+        A row for the held-out photos, "real", and for each set:
+
+        * `faces`, `people`;
+        * `top1`: per cent of faces that the classifier takes for their person (known people only), and `chance`;
+        * `inception_score`: of the classifier, which knows the very people, where the paper's knows those of another
+          set: it says whether faces are surely and evenly somebody of the training set;
+        * `spread`: mean squared distance of two embeddings of one person by the judge, and `perceptual_spread`, see
+          `perceptual_distance`;
+        * `frechet_distance`, `kernel_distance` (times 1,000): of the judge's embeddings from those of training photos;
+        * `compared`: how many faces those two and the score are of: as many in every row, for all three depend on it;
+          means over `DRAWS` draws;
+        * `judge_independent`: the judge was no loss of the model and did not choose the faces;
+          `classifier_independent`: the classifier was neither.
 
     Raises:
         ValueError, OSError: a set, the classifier or the data are not as they should be.
@@ -77,21 +89,22 @@ def quality(
     model = load_model(classifier)
     if not isinstance(model, LightCNNTraining):
         raise ValueError(f"--classifier {classifier} is of {type(model).__name__}, expected one of LightCNNTraining")
-    model = model.to(device)
     network = build_recognizer(judge).to(device)
     named = [(name or Path(path).name, Path(path)) for name, _, path in (_named(each) for each in sets)]
     size = side_of(named[0][1], "--set")
-    source = training_data(classifier, data, model.num_identities, size)
+    source = training_data(classifier, data, KnownPeople(model.num_identities, size, model.people_digest))
     training = training_people(source)
-    judged = _Judge(model, network, training, device, seed)
-    rows = [{"set": "real", **judged.figures(held_out_people(source)), "independent": True}]
-    for name, folder in named:
-        people = people_of(folder, size, "--set")
-        rows.append({"set": name, **judged.figures(people), "independent": _is_independent(folder, network)})
-        if not rows[-1]["independent"]:
-            log.warning(
-                "%s was a loss of the model of '%s' or chose its faces: its figures flatter them", judge, folder
-            )
+    every = [("real", held_out_people(source)), *((name, people_of(folder, size, "--set")) for name, folder in named)]
+    count = min(len(training.images), *(len(people.images) for _, people in every))
+    judged = _Judge(model.to(device), network, training, device, seed, count)
+    rows = []
+    for (name, people), folder in zip(every, [None, *(folder for _, folder in named)], strict=True):
+        independent = (True, True) if folder is None else _independent(folder, network, model)
+        flags = dict(zip(("judge_independent", "classifier_independent"), independent, strict=True))
+        rows.append({"set": name, **judged.figures(people), **flags})
+        for what, is_independent in zip((judge, "the classifier"), independent, strict=True):
+            if not is_independent:
+                log.warning("%s was a loss of the model of '%s' or chose its faces: it flatters them", what, folder)
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "quality.csv", tuple(rows[0]), [tuple(row.values()) for row in rows])
     with whole_file(out / "quality.json") as unfinished:
@@ -104,9 +117,15 @@ class _Judge:
     """A classifier, a recogniser, and the real photos that faces are compared with."""
 
     def __init__(
-        self, classifier: LightCNNTraining, judge: Recognizer, training: People, device: torch.device, seed: int
+        self,
+        classifier: LightCNNTraining,
+        judge: Recognizer,
+        training: People,
+        device: torch.device,
+        seed: int,
+        count: int,
     ) -> None:
-        self.classifier, self.judge, self.device, self.seed = classifier, judge, device, seed
+        self.classifier, self.judge, self.device, self.seed, self.count = classifier, judge, device, seed, count
         self.label = {name: label for label, name in enumerate(training.names)}
         self.training = judge.embed(training.images)
 
@@ -118,20 +137,19 @@ class _Judge:
         labels = torch.tensor([self.label.get(name, -1) for name in people.names])[people.person].to(logits.device)
         known = labels >= 0
         top1 = float((logits.argmax(1) == labels)[known].float().mean()) * 100 if bool(known.any()) else None
-        score = InceptionScore(AsTheyAre(logits.shape[1]), splits=1)
-        score.update(logits.cpu())
         spread, perceptual = self._spreads(people, embeddings)
-        frechet, kernel = self._distances(embeddings)
+        score, frechet, kernel = self._as_many(logits.cpu(), embeddings.cpu())
         return {
             "faces": len(people.images),
             "people": int(people.person.unique().numel()),
             "top1": top1,
             "chance": 100 / len(self.label) if top1 is not None else None,
-            "inception_score": float(score.compute()[0]),
             "spread": spread,
             "perceptual_spread": perceptual,
+            "inception_score": score,
             "frechet_distance": frechet,
             "kernel_distance": kernel,
+            "compared": self.count,
         }
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -159,19 +177,25 @@ class _Judge:
             perceptual.append(perceptual_distance([a[name] for name in deep], [b[name] for name in deep]))
         return float((first - second).square().sum(1).mean()), float(torch.cat(perceptual).mean())
 
-    def _distances(self, embeddings: Tensor) -> tuple[float, float]:
-        """From the training photos, of as many of either."""
-        count = min(len(embeddings), len(self.training))
+    def _as_many(self, logits: Tensor, embeddings: Tensor) -> tuple[float, float, float]:
+        """Score and distances of as many faces as in every other row, means over some draws of them."""
         noise = torch.Generator().manual_seed(self.seed)
-        own, real = (
-            every[torch.randperm(len(every), generator=noise)[:count]].cpu() for every in (embeddings, self.training)
-        )
-        together = JudgedFaces(own.shape[1])
-        kernel = KernelInceptionDistance(AsTheyAre(own.shape[1]), subset_size=min(count, 500), subsets=20)
-        for faces, is_real in ((own, False), (real, True)):
-            together.update(faces, real=is_real)
-            kernel.update(faces, real=is_real)
-        return float(together.compute().get("frechet_distance", float("nan"))), 1000 * float(kernel.compute()[0])
+        found = []
+        for _ in range(DRAWS):
+            own, real = (
+                torch.randperm(len(every), generator=noise)[: self.count] for every in (embeddings, self.training)
+            )
+            score = InceptionScore(AsTheyAre(logits.shape[1]), splits=1)
+            score.update(logits[own])
+            together = JudgedFaces(embeddings.shape[1])
+            size = min(self.count, 500)
+            kernel = KernelInceptionDistance(AsTheyAre(embeddings.shape[1]), subset_size=size, subsets=5)
+            for faces, is_real in ((embeddings[own], False), (self.training[real].cpu(), True)):
+                together.update(faces, real=is_real)
+                kernel.update(faces, real=is_real)
+            frechet = together.compute().get("frechet_distance", torch.tensor(float("nan")))
+            found.append([float(score.compute()[0]), float(frechet), 1000 * float(kernel.compute()[0])])
+        return tuple(torch.tensor(found).mean(0).tolist())
 
 
 def _named(text: str) -> tuple[str, str, str]:
@@ -179,13 +203,16 @@ def _named(text: str) -> tuple[str, str, str]:
     return (name, equals, path) if equals and not Path(text).exists() else ("", "", text)
 
 
-def _is_independent(folder: Path, judge: Recognizer) -> bool:
-    """Whether the judge was no loss of a set's model and did not choose its faces."""
+def _independent(folder: Path, judge: Recognizer, classifier: LightCNNTraining) -> tuple[bool, bool]:
+    """Whether the judge, and whether the classifier, was no loss of a set's model and did not choose its faces."""
     file = folder / "synthesis.json"
     told = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    fingerprint = judge.fingerprint()
-    chosen_by = str(told.get("recognizer") or "").rpartition(" ")[2]
-    return fingerprint not in told.get("gradient_fingerprints", ()) and fingerprint != chosen_by
+    chosen_by = str(told.get("settings", {}).get("recognizer") or "").rpartition(" ")[2]
+    used = {*told.get("gradient_fingerprints", ()), chosen_by}
+    state = {f"network.{name}": value for name, value in classifier.network.backbone.state_dict().items()}
+    halved = {name: value.half().float() for name, value in state.items()}  # as `idface export` keeps it
+    own = {fingerprint_of(state), fingerprint_of(halved)}
+    return judge.fingerprint() not in used, not own & used
 
 
 def in_words(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,5 +1,6 @@
 """The real photos that a protocol works with: those that a model was trained on, and prepared sets."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,25 @@ from data_modules.photos import PhotoError, read_photos
 from data_modules.prepare.shards import MANIFEST
 from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import find_checkpoint
+from idface.modules.base import digest_of_names
 from idface.names import whole_class_paths
 from idface.run import run_of
 
 BATCH = 256
+
+
+class KnownPeople(NamedTuple):
+    """Whom a model knows.
+
+    Attributes:
+        num_identities: how many.
+        image_size: side of its pictures in pixels.
+        digest: what tells them from others, if it is known, see `digest_of_names`.
+    """
+
+    num_identities: int
+    image_size: int
+    digest: str | None
 
 
 class People(NamedTuple):
@@ -37,19 +53,18 @@ class People(NamedTuple):
     person: Tensor
 
 
-def training_data(checkpoint: str, given: Path | None, num_identities: int, image_size: int) -> FaceDataModule:
+def training_data(checkpoint: str, given: Path | None, known: KnownPeople) -> FaceDataModule:
     """The data that a model was trained on.
 
     Args:
         checkpoint: what `load_model` takes; a checkpoint in a run's folder has its data in the run's `config.yaml`.
         given: that file or another recipe whose `data` it is; or a prepared set all of whose photos it was trained
             on.
-        num_identities: people that the model knows.
-        image_size: side of its pictures in pixels.
+        known: whom the model knows.
 
     Raises:
         FileNotFoundError: nothing was given and the checkpoint lies in no run.
-        ValueError: the recipe has no `data`, or its people are not as many as the model knows.
+        ValueError: the recipe has no `data`, or its people are not those whom the model knows.
     """
     if given is None:
         run = run_of(find_checkpoint(checkpoint))
@@ -63,16 +78,18 @@ def training_data(checkpoint: str, given: Path | None, num_identities: int, imag
         data: FaceDataModule = PreparedDataModule(
             str(given),
             official_split=False,
-            image_size=image_size,
+            image_size=known.image_size,
             val_identities=0,
             test_identities=0,
             held_out_photos=0,
         )
     else:
-        data = _of_recipe(given, image_size)
-    if data.num_identities != num_identities:
+        data = _of_recipe(given, known.image_size)
+    names = data.identity_names[: data.num_identities]
+    if len(names) != known.num_identities or known.digest not in (None, digest_of_names(names)):
+        kind = "other people" if len(names) == known.num_identities else f"{len(names)} people"
         raise ValueError(
-            f"--data {given}: the model knows {num_identities} people, but these data train {data.num_identities}: "
+            f"--data {given}: the model knows {known.num_identities} people, but these data train {kind}: "
             "give the data that it was trained on, split in the same way"
         )
     return data
@@ -88,7 +105,7 @@ def _of_recipe(file: Path, image_size: int) -> FaceDataModule:
         described = recipe.get("data") if isinstance(recipe, dict) else None
         if not isinstance(described, dict):
             raise ValueError("it has no `data`, expected a recipe such as the config.yaml of a run")
-        described.setdefault("init_args", {})["image_size"] = image_size
+        described["init_args"] = {**(described.get("init_args") or {}), "image_size": image_size}
         data: FaceDataModule = parser.instantiate_classes(parser.parse_object({"data": described})).data
     except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
         raise ValueError(f"--data {file}: {error}") from error
@@ -160,6 +177,14 @@ def people_of(folder: Path, image_size: int, option: str) -> People:
         raise ValueError(f"{option} {folder}: nobody in it is known, expected a set of people with names")
     images = torch.from_numpy(np.stack([pixels for pixels, _ in kept])).permute(0, 3, 1, 2)
     return People(names, images.contiguous(), torch.tensor([person for _, person in kept]))
+
+
+def digest_of(people: People) -> str:
+    """Twelve hexadecimal digits that tell some photos and their people from others."""
+    digest = hashlib.sha256("\n".join(people.names).encode("utf-8", "surrogateescape"))
+    digest.update(people.person.numpy().tobytes())
+    digest.update(people.images.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def rows_of(person: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -34,13 +34,15 @@ from data_modules.prepare.shards import FORMAT, INDEX, MANIFEST, SHARDS, ShardWr
 from idface.checkpoints import best_device, load_model
 from idface.files import save_tensors, whole_file
 from idface.latent.scoring import is_fast_in_bfloat16
+from idface.metrics.variety import MeanPairDistance
 from idface.modules.cond_vaegan import CondVAEGAN
 from idface.pictures import Picture, mark_synthetic, save_synthetic, synthetic_png, to_picture
 from idface.protocols.face_checks import Drawn, References, Thresholds, gate, judge_faces, references
-from idface.protocols.sources import BATCH, People, people_of, training_data, training_people
+from idface.protocols.sources import BATCH, KnownPeople, People, digest_of, people_of, training_data, training_people
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
+from idface.recognition.weights import fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ FACES = 2048
 
 ROUNDS = 4
 """How often faces that were left out are drawn anew."""
+
+WHOLE = "its person is taken for somebody else"
+"""Why a face is left out that would pass by itself."""
 
 SHEET = 12
 """People and faces of each on the sheet."""
@@ -127,15 +132,8 @@ def synthesize(
             else.
         BlockingIOError: another synthesis into the folder is running.
     """
-    if (mix > 0) != (new_identities > 0):
-        raise ValueError(
-            f"--mix is {mix} and --new-identities {new_identities}: new people take both, known people neither"
-        )
-    if mix == 1 or mix < 0:
-        raise ValueError(f"--mix is {mix}; a new person is a mixture of 2 or more known ones")
-    for name, value in (("max", max_distance), ("duplicate", duplicate_distance), ("leak", leak_distance)):
-        if value is not None and not 0 <= value <= 4:
-            raise ValueError(f"--{name}-distance is {value}; squared distances of unit vectors are 0 to 4")
+    checks = {"max": max_distance, "duplicate": duplicate_distance, "leak": leak_distance}
+    _check_options(mix, new_identities, seed, checks, evaluation, unchecked)
     model = load_model(checkpoint)
     if not isinstance(model, CondVAEGAN):
         raise ValueError(
@@ -143,29 +141,24 @@ def synthesize(
         )
     if mix > model.num_identities:
         raise ValueError(f"--mix is {mix}, but the model knows {model.num_identities} people")
+    _check_folder(out)
+    known = _known_people(checkpoint, data, model, unchecked)
+    others = [people_of(Path(folder), model.image_size, "--evaluation") for folder in evaluation]
+    network = None if unchecked else build_recognizer(recognizer)
     asked: dict[str, Any] = {
-        "checkpoint": _fingerprint(model),
+        "checkpoint": fingerprint_of(model.synthesizer.state_dict()),
         "per_identity": per_identity,
         "mix": mix,
         "new_identities": new_identities,
         "checked": not unchecked,
-        "recognizer": recognizer,
-        "detect": detect,
-        "max_distance": max_distance,
-        "duplicate_distance": duplicate_distance,
-        "leak_distance": leak_distance,
-        "evaluation": [str(folder.absolute()) for folder in evaluation],
+        "recognizer": network and f"{network.name} {network.fingerprint()}",
+        "detect": detect and not unchecked,
+        **{f"{name}_distance": value for name, value in checks.items()},
+        "training": digest_of(known) if isinstance(known, People) else None,
+        "evaluation": [digest_of(people) for people in others],
         "format": format,
         "seed": seed,
     }
-    there = out.exists()
-    if (
-        there
-        and not (out / "synthesis.json").exists()
-        and not (out / ".work").exists()
-        and any(path.name != ".lock" for path in out.iterdir())
-    ):
-        raise ValueError(f"--out {out} holds other files: give a new folder")
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
@@ -177,13 +170,9 @@ def synthesize(
             work = out / ".work"
             if (work / "settings.json").is_file():
                 _check_same(out, json.loads((work / "settings.json").read_text("utf-8")), asked)
-            people = None
-            if not unchecked:
-                source = training_data(checkpoint, data, model.num_identities, model.image_size)
-                people = training_people(source)
             work.mkdir(exist_ok=True)
             _write_json(work / "settings.json", asked)
-            synthesis = _Synthesis(model, out, asked, people, [Path(folder) for folder in evaluation], checkpoint)
+            synthesis = _Synthesis(model, out, asked, known, others, network, checkpoint)
             synthesis.run()
             result = synthesis.finish()
             shutil.rmtree(work)
@@ -192,6 +181,54 @@ def synthesize(
         raise BlockingIOError(
             f"another synthesis into '{out}' is running: wait for it, or give another --out"
         ) from None
+
+
+def _check_options(
+    mix: int,
+    new_identities: int,
+    seed: int,
+    distances: Mapping[str, float | None],
+    evaluation: Sequence[Path],
+    unchecked: bool,
+) -> None:
+    """Refuse what cannot be, before anything is loaded."""
+    if (mix == 0) != (new_identities == 0):
+        raise ValueError(
+            f"--mix is {mix} and --new-identities {new_identities}: new people take both, known people neither"
+        )
+    if mix == 1 or mix < 0:
+        raise ValueError(f"--mix is {mix}; a new person is a mixture of 2 or more known ones")
+    if new_identities < 0 or new_identities == 1:
+        raise ValueError(f"--new-identities is {new_identities}; expected 2 or more")
+    if seed < 0:
+        raise ValueError(f"--seed is {seed}; expected 0 or more")
+    for name, value in distances.items():
+        if value is not None and not 0 <= value <= 4:
+            raise ValueError(f"--{name}-distance is {value}; squared distances of unit vectors are 0 to 4")
+    given = [f"--{name}-distance" for name, value in distances.items() if value is not None]
+    if unchecked and (given or evaluation):
+        option = given[0] if given else "--evaluation"
+        raise ValueError(f"{option} is of a check, but --unchecked says that there is none: leave one of them out")
+
+
+def _check_folder(out: Path) -> None:
+    if not out.exists() or (out / "synthesis.json").exists() or (out / ".work").exists():
+        return
+    if any(path.name != ".lock" for path in out.iterdir()):
+        raise ValueError(f"--out {out} holds other files: give a new folder")
+
+
+def _known_people(checkpoint: str, data: Path | None, model: CondVAEGAN, unchecked: bool) -> People | list[str]:
+    """The model's people and their photos; of an unchecked set their names, or numbers where these cannot be had."""
+    try:
+        source = training_data(
+            checkpoint, data, KnownPeople(model.num_identities, model.image_size, model.people_digest)
+        )
+    except FileNotFoundError:
+        if not unchecked or data is not None:
+            raise
+        return [f"{number:05d}" for number in range(model.num_identities)]
+    return source.identity_names[: model.num_identities] if unchecked else training_people(source)
 
 
 def plan(names: Sequence[str], mix: int, new_identities: int, seed: int) -> list[Person]:
@@ -223,6 +260,11 @@ def mixture(person: Person, num_identities: int) -> Tensor:
     return weights
 
 
+def latent(seed: int, number: int, length: int) -> Tensor:
+    """z ~ N(0, I) of a person's face, (L,) float32, by what the face's recipe says."""
+    return torch.from_numpy(np.random.default_rng([seed, number]).standard_normal(length, np.float32))
+
+
 class _Synthesis:
     """A synthesis that is under way."""
 
@@ -231,43 +273,44 @@ class _Synthesis:
         model: CondVAEGAN,
         out: Path,
         asked: dict[str, Any],
-        people: People | None,
-        evaluation: Sequence[Path],
+        known: People | list[str],
+        others: Sequence[People],
+        recognizer: Recognizer | None,
         checkpoint: str,
     ) -> None:
         self.out, self.work, self.asked = out, out / ".work", asked
         self.device = best_device()
         self.model = model.to(self.device)
         self.checkpoint = checkpoint
-        names = people.names if people else [f"{number:05d}" for number in range(model.num_identities)]
+        names = known.names if isinstance(known, People) else known
         self.people = plan(names, asked["mix"], asked["new_identities"], asked["seed"])
+        self.place = {person.name: place for place, person in enumerate(self.people)}
         self.recognizer: Recognizer | None = None
         self.known: References | None = None
-        self.detector = FaceDetector(self.device) if people and asked["detect"] else None
-        if people:
-            self.recognizer = build_recognizer(asked["recognizer"]).to(self.device)
-            self.recognizer_name = f"{self.recognizer.name} {self.recognizer.fingerprint()}"
-            if self.recognizer.fingerprint() in model.gradient_fingerprints:
+        self.detector = FaceDetector(self.device) if asked["detect"] else None
+        if recognizer is not None and isinstance(known, People):
+            if recognizer.fingerprint() in model.gradient_fingerprints:
                 log.warning(
                     "%s was a loss of this model, which has learnt to please it: let another --recognizer check",
-                    self.recognizer.name,
+                    recognizer.name,
                 )
-            if is_fast_in_bfloat16(self.device):
-                self.recognizer = self.recognizer.in_bfloat16()
-            self.known = self._references(people, evaluation)
+            fast = is_fast_in_bfloat16(self.device)
+            self.recognizer = (recognizer.in_bfloat16() if fast else recognizer).to(self.device)
+            self.known = self._references(known, others)
 
-    def _references(self, people: People, evaluation: Sequence[Path]) -> References:
+    def _references(self, people: People, others: Sequence[People]) -> References:
         """What faces are compared with, embedded once."""
         assert self.recognizer is not None
         file, told = self.work / "references.safetensors", self.work / "references.json"
         if told.is_file():
             kept, said = load_file(file), json.loads(told.read_text("utf-8"))
-            return References(said["names"], kept["means"], kept["photos"], Thresholds(**said["thresholds"]))
-        others = [people_of(folder, self.model.image_size, "--evaluation") for folder in evaluation]
+            return References(
+                said["names"], kept["means"], kept["counts"], kept["photos"], Thresholds(**said["thresholds"])
+            )
         given = [self.asked[f"{name}_distance"] for name in ("max", "duplicate", "leak")]
         known = references(self.recognizer, people, others, given)
-        known = References(known.names, known.means.cpu(), known.photos.cpu(), known.thresholds)
-        save_tensors({"means": known.means, "photos": known.photos}, file)
+        known = References(known.names, known.means.cpu(), known.counts, known.photos.cpu(), known.thresholds)
+        save_tensors({"means": known.means, "counts": known.counts, "photos": known.photos}, file)
         _write_json(told, {"names": known.names, "thresholds": known.thresholds._asdict()})
         return known
 
@@ -281,7 +324,7 @@ class _Synthesis:
 
     def run(self) -> None:
         """Make all faces that are not there yet."""
-        for folder in (self.work / "chunks", self.work / "sheet", self.out / self._where()):
+        for folder in (self.work / "chunks", self.work / "sheet", self._where()):
             folder.mkdir(exist_ok=True)
         columns = (
             TextColumn("Synthesising"),
@@ -315,13 +358,13 @@ class _Synthesis:
         """Faces of some people, drawn until there are enough that pass, or for `ROUNDS` rounds."""
         per = self.asked["per_identity"]
         states = [_Progress(person, self._seed_of(person)) for person in people]
-        for round in range(ROUNDS if self.known else 1):
+        for _ in range(ROUNDS if self.known else 1):
             wanted = [(state, per - len(state.kept)) for state in states if not state.taken_for]
             wanted = [(state, count) for state, count in wanted if count > 0]
             if not wanted:
                 break
             kept = sum(len(state.kept) for state in states)
-            latents = torch.cat([self._latents(state, round, count) for state, count in wanted])
+            latents = torch.cat([self._latents(state, count) for state, count in wanted])
             weights = torch.stack([mixture(state.person, self.model.num_identities) for state, _ in wanted])
             whose = torch.arange(len(wanted)).repeat_interleave(torch.tensor([count for _, count in wanted]))
             pictures, embeddings, points = self._faces(latents, weights, whose)
@@ -339,9 +382,11 @@ class _Synthesis:
         told = f"{self.asked['seed']}:{person.labels}:{person.weights}"
         return int.from_bytes(hashlib.sha256(told.encode()).digest()[:6])
 
-    def _latents(self, state: _Progress, round: int, count: int) -> Tensor:
-        noise = torch.Generator().manual_seed(state.seed + round)
-        return torch.randn(count, self.model.latent_dim, generator=noise)
+    def _latents(self, state: _Progress, count: int) -> Tensor:
+        """Of a person's next faces: a face depends on the person's seed and its number alone."""
+        start = len(state.drawn)
+        numbers = range(start, start + count)
+        return torch.stack([latent(state.seed, number, self.model.latent_dim) for number in numbers])
 
     @torch.no_grad()
     def _faces(
@@ -373,40 +418,37 @@ class _Synthesis:
         first = len(state.drawn)
         landmarks = points or [np.full((5, 2), np.nan, np.float32)] * len(pictures)
         if self.known is None or embeddings is None:
-            drawn = [Drawn(-1, "", float("nan"), float("nan"), "", float("nan"))] * len(pictures)
+            drawn = [Drawn(-1, "", float("nan"), float("nan"), "", float("nan"), False)] * len(pictures)
         else:
-            known_person = not self.asked["mix"]
-            if state.mean is None:
-                state.mean = (
-                    self.known.means[state.person.labels[0]] if known_person else F.normalize(embeddings.mean(0), dim=0)
-                )
+            own = () if self.asked["mix"] else state.person.labels
             seen = [each is not None for each in landmarks]
-            own = state.person.labels if known_person else ()
+            if state.mean is None:
+                state.mean = self.known.means[own[0]] if own else _mean_of_new(embeddings, seen, self.known)
             drawn = judge_faces(embeddings, state.mean, own, seen, self.known)
-        drawn = [each._replace(number=first + row) for row, each in enumerate(drawn)]
-        state.drawn += drawn
+        state.drawn += [each._replace(number=first + row) for row, each in enumerate(drawn)]
         state.kept += [
             (each.number, picture, place)
-            for each, picture, place in zip(drawn, pictures, landmarks, strict=True)
+            for each, picture, place in zip(state.drawn[first:], pictures, landmarks, strict=True)
             if not each.reason and place is not None
         ]
-        if self.known is not None:
-            state.taken_for = gate(state.drawn, self.known.thresholds.leak)
-            if state.taken_for:
-                state.kept = []
+        state.taken_for = gate(state.drawn)
+        if state.taken_for:
+            state.kept = []
+            state.drawn = [each._replace(reason=each.reason or WHOLE) for each in state.drawn]
 
     # --------------------------------------------------------------------------------------------------- what is kept
 
-    def _where(self) -> str:
-        return SHARDS if self.asked["format"] == "shards" else "faces"
+    def _where(self) -> Path:
+        """Where faces are written; a folder of them gets its place when it is whole."""
+        return self.out / SHARDS if self.asked["format"] == "shards" else self.work / "faces"
 
     def _write(self, number: int, states: Sequence[_Progress]) -> None:
         """Write a chunk's faces; that it is done is noted last."""
         done: dict[str, Any] = {"people": [_described(state) for state in states]}
         for state in states:
-            if self.people.index(state.person) < SHEET and state.kept:
+            if (place := self.place[state.person.name]) < SHEET and state.kept:
                 strip = np.concatenate([picture for _, picture, _ in state.kept[:SHEET]], axis=1)
-                np.save(self.work / "sheet" / f"{self.people.index(state.person):02d}.npy", strip)
+                np.save(self.work / "sheet" / f"{place:02d}.npy", strip)
         if self.asked["format"] == "shards":
             schema = schema_of({})
             writer = ShardWriter(self.out / SHARDS / f"{number:05d}.parquet", schema)
@@ -425,7 +467,7 @@ class _Synthesis:
             done |= {"shard": described, "places": places.hex()}
         else:
             for state in states:
-                begun, whole = self.work / "person", self.out / "faces" / state.person.name
+                begun, whole = self.work / "person", self._where() / state.person.name
                 shutil.rmtree(begun, ignore_errors=True)
                 begun.mkdir()
                 for row, picture, _ in state.kept:
@@ -464,7 +506,7 @@ class _Synthesis:
             "checkpoint": self.checkpoint,
             "model": self.model.recipe,
             "gradient_fingerprints": sorted(self.model.gradient_fingerprints),
-            "recognizer": self.recognizer_name if self.recognizer else None,
+            "searched_against": self._searched_against(),
             "thresholds": self.known.thresholds._asdict() if self.known else None,
             "people": sum(bool(person["kept"]) for person in people),
             "faces": sum(len(person["kept"]) for person in people),
@@ -472,14 +514,28 @@ class _Synthesis:
             "left_out": {reason: count for reason, count in sorted(reasons.items()) if reason != "kept"},
             "excluded_people": {person["name"]: person["taken_for"] for person in people if person["taken_for"]},
         }
-        if not result["faces"]:
+        if means := [person["mean"] for person in people if person["mean"]]:
+            apart = MeanPairDistance(len(means[0]))
+            apart.update(F.normalize(torch.tensor(means)))
+            result["distance_between_people"] = float(apart.compute()) if len(means) > 1 else None
+        if result["people"] < 2:
             raise ValueError(
-                f"not one of {result['drawn']:,} faces passed ({result['left_out']}): see '{self.out / 'faces.csv'}'"
+                f"faces of {result['people']} people passed, of {result['drawn']:,} drawn faces, and a set takes two "
+                f"({result['left_out']}): see '{self.out / 'faces.csv'}'"
             )
         if self.asked["format"] == "shards":
             self._write_manifest(chunks, result)
+        else:
+            shutil.rmtree(self.out / "faces", ignore_errors=True)
+            self._where().rename(self.out / "faces")
         _write_json(self.out / "synthesis.json", result)
         return result
+
+    def _searched_against(self) -> str:
+        if not self.known:
+            return "nobody"
+        others = len(self.asked["evaluation"])
+        return "the people of training" + (f" and of {others} evaluation sets" if others else " alone")
 
     def _write_tables(self, people: Sequence[Mapping[str, Any]]) -> None:
         with whole_file(self.out / "faces.csv") as unfinished, unfinished.open("w", newline="") as file:
@@ -488,7 +544,7 @@ class _Synthesis:
                 ["name", "person", "left_out", "to_person", "to_training_photo", "nearest_other", "to_other"]
             )
             for person in people:
-                for number, *rest in person["drawn"]:
+                for number, *rest, _ in person["drawn"]:
                     row = [round(value, 4) if isinstance(value, float) else value for value in rest]
                     table.writerow([f"{person['name']}/{number:05d}", person["name"], *row])
         with whole_file(self.out / "identities.csv") as unfinished, unfinished.open("w", newline="") as file:
@@ -525,6 +581,14 @@ class _Synthesis:
         _write_json(self.out / MANIFEST, manifest)
 
 
+def _mean_of_new(embeddings: Tensor, seen: Sequence[bool], known: References) -> Tensor:
+    """The mean, (D,) of length 1, of a new person's faces: of those that show a face and nobody real, if any do."""
+    as_all = F.normalize(embeddings.mean(0), dim=0)
+    first = judge_faces(embeddings, as_all, (), seen, known)
+    good = torch.tensor([row for row, each in enumerate(first) if seen[row] and not each.taken], dtype=torch.int64)
+    return F.normalize(embeddings[good].mean(0), dim=0) if len(good) else as_all
+
+
 def _described(state: _Progress) -> dict[str, Any]:
     return {
         "name": state.person.name,
@@ -533,13 +597,8 @@ def _described(state: _Progress) -> dict[str, Any]:
         "taken_for": state.taken_for,
         "kept": [number for number, _, _ in state.kept],
         "drawn": [list(each) for each in state.drawn],
+        "mean": None if state.mean is None or not state.kept else [round(value, 4) for value in state.mean.tolist()],
     }
-
-
-def _fingerprint(model: CondVAEGAN) -> str:
-    from idface.recognition.weights import fingerprint_of
-
-    return fingerprint_of(model.synthesizer.state_dict())
 
 
 def _check_same(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -567,4 +626,6 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {len(excluded):,} people left out whole, taken for real ones: {some}")
     if not result["settings"]["checked"]:
         lines.append("  none of them was checked")
+    else:
+        lines.append(f"  searched against {result['searched_against']}")
     return lines

@@ -67,5 +67,7 @@ def test_the_first_set_is_split_as_it_is_alone_and_the_others_only_train(make: M
 def test_sets_of_other_sizes_and_none_are_refused(make: Make, face_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"image_size is 32, but that of sets\[0\] is 64"):
         JoinedDataModule([FaceFolderDataModule(face_folder, align=False)], image_size=32)
+    with pytest.raises(ValueError, match="held_out_photos has no effect here"):
+        JoinedDataModule([FaceFolderDataModule(face_folder, align=False)], held_out_photos=3)
     with pytest.raises(ValueError, match="sets is empty"):
         JoinedDataModule([])

@@ -55,7 +55,7 @@ def lfw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def arguments(lfw: tuple[Path, Path], sets: tuple[Path, Path]) -> dict[str, Any]:
     loose = {"recognizer": "dlib", "detect": False, "data": sets[0]}
-    training = {"seeds": (0, 1), "steps": 2, "batch_size": 4, "precision": "32-true"}
+    training = {"seeds": (0, 1, 2), "steps": 2, "batch_size": 4, "precision": "32-true"}
     made = {"per_identity": 3, "mix": 2, "new_identities": 3, "per_new_identity": 4}
     return {"evaluation": lfw[0], "pairs": lfw[1], **loose, **training, **made}
 
@@ -103,8 +103,11 @@ def test_the_whole_loop_and_going_on(
     with pytest.raises(KeyboardInterrupt):
         augment(checkpoint, out, **arguments)
     assert len(starts) == 6
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("*-*/result.json")}
+    assert len(kept) == 6
     summary = augment(checkpoint, out, **arguments)
-    assert len(starts) == 8  # those that were there before were not trained again
+    assert len(starts) == 12
+    assert all(file.stat().st_mtime_ns == when for file, when in kept.items())  # not trained again
     for arm in ("known", "new", "classic"):
         assert torch.equal(starts[arm, 0], starts["real", 0])
     assert not torch.equal(starts["real", 0], starts["real", 1])
@@ -123,6 +126,10 @@ def test_the_whole_loop_and_going_on(
     assert augment(checkpoint, out, **arguments) == summary
     with pytest.raises(ValueError, match="real-0 was made with another steps"):
         augment(checkpoint, out, **{**arguments, "steps": 3})
+    fewer = tmp_path / "pairs.txt"
+    fewer.write_text(arguments["pairs"].read_text().replace("Bob_B\t1\t2", "Bob_B\t1\t3"))
+    with pytest.raises(ValueError, match="real-0 was made with another pairs"):
+        augment(checkpoint, out, **{**arguments, "pairs": fewer})
 
 
 def test_the_gain_is_of_runs_of_one_seed_and_its_interval_students() -> None:
@@ -161,9 +168,12 @@ def test_classic_augmentation_changes_photos_and_keeps_their_range() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"arms": ("known", "new")}, "takes the arm 'real'"),
-        ({"arms": ("real",)}, "takes the arm 'real', another one"),
-        ({"seeds": (0, 0)}, "two seeds or more"),
+        ({"arms": ("known", "new")}, "takes 'real' and another one"),
+        ({"arms": ("real",)}, "takes 'real' and another one"),
+        ({"arms": ("real", "known", "known")}, "each once"),
+        ({"seeds": (0, 1)}, "three seeds or more"),
+        ({"seeds": (0, 1, 1)}, "all different"),
+        ({"mix": 5}, "--mix is 5; expected 2 or more of the 4 people"),
     ],
 )
 def test_comparisons_of_nothing_are_refused(

@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from idface.checkpoints import export_weights, load_model
 from idface.cli import main
+from idface.modules.base import digest_of_names
 from idface.modules.recognition import LightCNNTraining
 from idface.protocols import quality as module
 from idface.protocols.quality import quality
-from idface.protocols.sources import held_out_people, people_of, training_data, training_people
+from idface.protocols.sources import KnownPeople, held_out_people, people_of, training_data, training_people
 from idface.recognition.dlib_resnet import DlibResNet
+from idface.recognition.light_cnn import LightCNN
 from tests.protocols.test_synthesize import saved
 
 
@@ -55,13 +58,17 @@ def knows(sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_and_held_out_photos_are_apart(recipe: Path) -> None:
-    data = training_data("x", recipe, 4, 32)
+    data = training_data("x", recipe, KnownPeople(4, 32, None))
     assert data.image_size == 32  # that of the model, whatever the recipe says
     training, held_out = training_people(data), held_out_people(data)
     assert (len(training.images), len(held_out.images)) == (8, 8)
     assert training.person.tolist() == sorted(training.person.tolist())
     both = torch.cat([training.images, held_out.images]).flatten(1)
     assert len(both.unique(dim=0)) == 16
+    names = data.identity_names[:4]
+    assert training_data("x", recipe, KnownPeople(4, 32, digest_of_names(names))).num_identities == 4
+    with pytest.raises(ValueError, match="these data train other people"):
+        training_data("x", recipe, KnownPeople(4, 32, digest_of_names(names[::-1])))
 
 
 def test_real_photos_as_a_set_are_as_good_as_real_ones(
@@ -79,8 +86,9 @@ def test_real_photos_as_a_set_are_as_good_as_real_ones(
     assert [row["set"] for row in (real, copies, made)] == ["real", "copies", "noise"]
     assert (real["faces"], copies["faces"], made["faces"]) == (8, 16, 16)
     assert real["top1"] == copies["top1"] == 100
-    assert made["top1"] is None  # an unchecked set does not know what its people are called
+    assert made["top1"] < 60  # noise is somebody at best
     assert real["chance"] == 25
+    assert [row["compared"] for row in (real, copies, made)] == [8, 8, 8]
     assert copies["inception_score"] > 2.5 > 1.5 > made["inception_score"] >= 1
     assert copies["frechet_distance"] < made["frechet_distance"]
     assert copies["kernel_distance"] < made["kernel_distance"]
@@ -96,13 +104,11 @@ def test_spreads_are_of_pairs_of_one_person(
     classifier: str,
     knows: None,
 ) -> None:
-    from idface.checkpoints import load_model
-
     people = people_of(sets[0], 32, "--set")
     model = load_model(classifier)
     assert isinstance(model, LightCNNTraining)
     judge = DlibResNet()
-    judged = module._Judge(model, judge, people, torch.device("cpu"), 0)
+    judged = module._Judge(model, judge, people, torch.device("cpu"), 0, 8)
     one_each = people._replace(images=people.images[people.person * 4], person=people.person)  # all of one alike
     spread, perceptual = judged._spreads(one_each, judge.embed(one_each.images))
     assert spread == pytest.approx(0, abs=1e-6)
@@ -114,19 +120,25 @@ def test_spreads_are_of_pairs_of_one_person(
 @pytest.mark.parametrize(
     ("told", "independent"),
     [
-        ({"recognizer": "other 123456789abc", "gradient_fingerprints": []}, True),
-        ({"recognizer": None, "gradient_fingerprints": []}, True),
-        ({"recognizer": "dlib {own}", "gradient_fingerprints": []}, False),
-        ({"recognizer": "other 123456789abc", "gradient_fingerprints": ["{own}"]}, False),
+        ({"settings": {"recognizer": "other 123456789abc"}, "gradient_fingerprints": []}, (True, True)),
+        ({"settings": {"recognizer": None}, "gradient_fingerprints": []}, (True, True)),
+        ({"settings": {"recognizer": "dlib {judge}"}, "gradient_fingerprints": []}, (False, True)),
+        ({"settings": {"recognizer": None}, "gradient_fingerprints": ["{judge}"]}, (False, True)),
+        ({"settings": {"recognizer": None}, "gradient_fingerprints": ["{classifier}", "x"]}, (True, False)),
+        ({"settings": {"recognizer": "lightcnn9 {classifier}"}}, (True, False)),
     ],
 )
-def test_a_judge_that_was_a_loss_or_chose_the_faces_is_flagged(
-    told: dict[str, Any], independent: bool, tmp_path: Path
+@pytest.mark.parametrize("half", [False, True])
+def test_who_was_a_loss_or_chose_the_faces_is_flagged(
+    told: dict[str, Any], independent: tuple[bool, bool], half: bool, classifier: str, tmp_path: Path
 ) -> None:
     judge = DlibResNet()
-    written = json.dumps(told).replace("{own}", judge.fingerprint())
-    (tmp_path / "synthesis.json").write_text(written)
-    assert module._is_independent(tmp_path, judge) is independent
+    file = export_weights(classifier, tmp_path / "exported.safetensors", half=half)
+    model = load_model(classifier)
+    assert isinstance(model, LightCNNTraining)
+    written = json.dumps(told).replace("{judge}", judge.fingerprint())
+    (tmp_path / "synthesis.json").write_text(written.replace("{classifier}", LightCNN(file).fingerprint()))
+    assert module._independent(tmp_path, judge, model) == independent
 
 
 def test_what_is_no_set_or_classifier_is_refused(

@@ -108,13 +108,13 @@ def test_an_unchecked_set_is_read_by_both_readers_and_says_what_it_is(tmp_path: 
 
 
 def recipe_makes(checkpoint: str, recipe: dict[str, Any]) -> np.ndarray:
-    """The face of a first round, from what is written in its file."""
+    """The face, from what is written in its file."""
     model = module.load_model(checkpoint)
     assert isinstance(model, CondVAEGAN)
-    latents = torch.randn(5, 6, generator=torch.Generator().manual_seed(recipe["seed"]))
+    latents = module.latent(recipe["seed"], recipe["number"], 6)
     weights = torch.zeros(1, PEOPLE)
     weights[0, recipe["labels"]] = torch.tensor(recipe["weights"])
-    face = model.generate(latents[recipe["number"]][None], weights)
+    face = model.generate(latents[None], weights)
     return mark_synthetic(to_picture(face)[0])
 
 
@@ -173,13 +173,27 @@ def test_the_gate_finds_planted_people_and_the_filters_planted_copies(
     assert {name.partition("/")[0] for name in pictures(out)} == {names[0], names[3]}
     assert sum(result["left_out"].values()) + result["faces"] == result["drawn"] == len(rows(out / "faces.csv"))
 
-    new = synthesize(saved(tmp_path), tmp_path / "new", 4, mix=2, new_identities=12, **arguments)
-    found = {row["person"]: row for row in rows(tmp_path / "new" / "identities.csv")}
-    for name, row in found.items():
+    with pytest.raises(ValueError, match="a set takes two"):  # all of these new people are real ones
+        synthesize(saved(tmp_path), tmp_path / "new", 4, mix=2, new_identities=12, **arguments)
+    for row in rows(tmp_path / "new" / "identities.csv"):
         heaviest = int(row["labels"].split()[int(np.argmax([float(w) for w in row["weights"].split()]))])
-        assert (new["excluded_people"].get(name) == "person_5") == (heaviest == 2), name
-        if heaviest == 1:  # a new person must not be one of training either
-            assert new["excluded_people"][name] == names[1]
+        assert row["kept"] == "0"
+        assert row["taken_for"] == {0: names[0], 1: names[1], 2: "person_5", 3: names[3]}[heaviest]
+
+
+def test_faces_of_people_who_are_left_out_whole_count_as_left_out(
+    sets: tuple[Path, Path], tmp_path: Path, planted: Callable[[dict[int, Tensor]], None]
+) -> None:
+    training, evaluation = sets
+    photos, others = tensors(training), tensors(evaluation)
+    names = sorted(photos)
+    planted({0: torch.cat([blended(photos[names[0]]), others["person_5"][:1]]), 1: blended(photos[names[1]])})
+    given: dict[str, Any] = {"data": training, "evaluation": [evaluation], "detect": False, "max_distance": 4.0}
+    result = synthesize(saved(tmp_path), tmp_path / "set", 3, **given)
+    assert result["excluded_people"][names[0]] == "person_5"
+    reasons = [row["left_out"] for row in rows(tmp_path / "set" / "faces.csv") if row["person"] == names[0]]
+    assert sorted(reasons) == [module.WHOLE, module.WHOLE, "taken for somebody else"]
+    assert sum(result["left_out"].values()) + result["faces"] == result["drawn"]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -239,6 +253,9 @@ def test_a_synthesis_that_was_stopped_goes_on_and_comes_out_the_same(
         (["--mix", "1", "--new-identities", "3"], "2 or more known ones"),
         (["--mix", "5", "--new-identities", "3"], "the model knows 4 people"),
         (["--leak-distance", "5"], "--leak-distance is 5"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--unchecked", "--leak-distance", "1"], "--leak-distance is of a check, but --unchecked"),
+        (["--unchecked", "--evaluation", "{evaluation}"], "--evaluation is of a check, but --unchecked"),
         ([], "lies in no run's folder"),
         (["--data", "{evaluation}"], "the model knows 4 people, but these data train 2"),
         (["--data", "{training}", "--evaluation", "{model}"], "--evaluation"),
@@ -260,6 +277,35 @@ def test_what_cannot_be_is_refused_in_a_sentence(
         main(command)
     assert refused.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_command_that_was_refused_can_be_given_anew(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path)
+    with pytest.raises(ValueError, match="no recogniser 'dlbi'"):
+        synthesize(checkpoint, tmp_path / "x", 2, data=sets[0], recognizer="dlbi")
+    with pytest.raises(FileNotFoundError, match="--evaluation"):
+        synthesize(checkpoint, tmp_path / "x", 2, data=sets[0], evaluation=[tmp_path])
+    loose: dict[str, Any] = {"max_distance": 4.0, "leak_distance": 0.0, "duplicate_distance": 0.0, "detect": False}
+    assert synthesize(checkpoint, tmp_path / "x", 2, data=sets[0], **loose)["faces"] == 8
+
+
+def test_a_face_of_a_later_round_is_made_anew_from_its_recipe(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = saved(tmp_path)
+    judge_faces = module.judge_faces
+
+    def strict(*arguments: Any) -> list[Any]:
+        return [each._replace(reason="too far" if row == 0 else "") for row, each in enumerate(judge_faces(*arguments))]
+
+    monkeypatch.setattr(module, "judge_faces", strict)
+    loose: dict[str, Any] = {"leak_distance": 0.0, "detect": False, "format": "folder"}
+    synthesize(checkpoint, tmp_path / "x", 3, data=sets[0], **loose)
+    later = sorted((tmp_path / "x" / "faces").glob("*/*.png"))
+    assert {path.stem for path in later} == {"00001", "00002"}  # the first of each round is left out
+    with Image.open(later[-1]) as image:
+        made = recipe_makes(checkpoint, json.loads(image.info["Recipe"]))
+        assert np.abs(made.astype(int) - np.asarray(image)).max() <= 3
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:

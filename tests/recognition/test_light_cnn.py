@@ -122,3 +122,5 @@ def test_cosines_are_cosines() -> None:
     assert network.head.bias is None
     expected: Tensor = F.cosine_similarity(embedding[:, None], network.head.weight[None], dim=2)
     torch.testing.assert_close(cosines, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.rand(2, 1, 128, 128))[1].dtype == torch.float32
