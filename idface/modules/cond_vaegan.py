@@ -168,18 +168,19 @@ class CondVAEGAN(FaceModule):
     def _uses_recognizer(self) -> bool:
         return self.identity_recognizer is not None and self.identity_weight > 0
 
-    def on_before_batch_transfer(self, batch: FaceBatch, dataloader_idx: int) -> FaceBatch:
-        """See, while it is no wait, that training photos show people who are known.
+    def on_train_start(self) -> None:
+        """As the base class; and see that training photos show people who are known.
 
         Raises:
-            ValueError: one shows nobody who is.
+            ValueError: some show nobody who is.
         """
-        if self.trainer.training and (batch["identity"] == UNKNOWN).any():
+        super().on_train_start()
+        split = getattr(getattr(self.trainer, "datamodule", None), "split", None)
+        if split is not None and (strangers := int((split.identity[split.train] == UNKNOWN).sum())):
             raise ValueError(
-                "a training batch holds photos of nobody who is known, and this model makes faces of people: give data "
-                "without them (of a folder: --data.unlabelled of an empty one)"
+                f"{strangers} of the training photos show nobody who is known, and this model makes faces of people: "
+                "take these photos out of the data (a folder's are in `unlabelled`)"
             )
-        return batch
 
     def step(self, batch: FaceBatch) -> None:
         """One batch of Algorithm 1; both sides learn from one forward pass, E and G first."""

@@ -14,7 +14,7 @@ from idface.protocols.sources import People, rows_of
 from idface.recognition.base import Recognizer, distance
 
 GATE = 0.2
-"""A person of whose faces this share is taken for one real person is left out. Of that person's own photos three in four are."""
+"""A person of whose faces this share is taken for one real person is left out; of real photos three in four are."""
 
 EACH = 12
 """Photos of a person that thresholds are measured on, at most: nobody's many photos decide for all."""

@@ -70,6 +70,12 @@ def test_pairs_of_people_who_were_trained_on_are_left_out(lfw: tuple[Path, Path]
     assert Pairs(*lfw, [], 32).shared == 0
 
 
+@pytest.fixture(autouse=True)
+def seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training sets the environment's seed: it is not to outlast a test."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+
 @pytest.fixture
 def easy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Faces of an untrained model are nobody's, and are let through all the same."""
@@ -89,14 +95,15 @@ def test_the_whole_loop_and_going_on(
     datasets: dict[str, JoinedDataModule] = {}
     fit = Trainer.fit
 
-    def watched(self: Trainer, model: LightCNNTraining, data: JoinedDataModule) -> None:
+    def watched(self: Trainer, model: LightCNNTraining, data: JoinedDataModule, ckpt_path: Path | None) -> None:
+        assert ckpt_path is None
         arm, seed = Path(self.default_root_dir).name.split("-")
         if (arm, seed) == ("new", "1") and not (tmp_path / "once").exists():
             (tmp_path / "once").touch()
             raise KeyboardInterrupt
         starts[arm, int(seed)] = model.network.backbone.features[0].filter.weight.detach().clone()
         datasets[arm] = data
-        fit(self, model, data)
+        fit(self, model, data, ckpt_path=ckpt_path)
         assert self.global_step == 2
 
     monkeypatch.setattr(Trainer, "fit", watched)
@@ -190,6 +197,31 @@ def test_a_set_without_the_pairs_photos_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"lacks 10 photos of the pairs, Ann_A/Ann_A_0001\.jpg among them"):
         augment(saved(tmp_path), tmp_path / "out", **{**arguments, "evaluation": sets[1]})
+
+
+def test_a_training_that_was_interrupted_goes_on_from_where_it_was(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, out = saved(tmp_path), tmp_path / "out"
+    steps: list[int] = []
+    step = LightCNNTraining.step
+
+    def watched(self: LightCNNTraining, batch: Any) -> None:
+        if self.iteration == 2 and len(steps) < 3:
+            steps.append(-1)
+            raise KeyboardInterrupt
+        steps.append(self.iteration)
+        step(self, batch)
+
+    monkeypatch.setattr(LightCNNTraining, "step", watched)
+    given = {**arguments, "arms": ("real", "classic"), "steps": 3}
+    with pytest.raises(KeyboardInterrupt):
+        augment(checkpoint, out, **given)
+    assert (out / "real-0" / "last.ckpt").exists()
+    augment(checkpoint, out, **given)
+    assert steps[:4] == [0, 1, -1, 2]
+    assert len(steps) == 1 + 6 * 3
+    assert not list(out.glob("*/*.ckpt"))
 
 
 def test_results_are_kept_with_their_settings(arguments: dict[str, Any], tmp_path: Path, easy: None) -> None:
