@@ -51,6 +51,15 @@ def mark_synthetic(picture: Picture) -> Picture:
     return marked.round().clip(0, 255).astype(np.uint8)
 
 
+def without_mark(picture: Picture) -> Picture:
+    """A marked picture as it was before, but for what was clipped at black and white.
+
+    For training: by the mark a network could tell what is synthetic.
+    """
+    plain = picture.astype(np.float32) - _MARK_STRENGTH * _pattern(*picture.shape[:2])
+    return plain.round().clip(0, 255).astype(np.uint8)
+
+
 def synthetic_score(picture: Picture) -> float:
     """How strongly the mark shows, in standard deviations of an unmarked picture: about 0 without it."""
     grey = picture.astype(np.float32).mean(2)

@@ -6,7 +6,14 @@ import pytest
 from PIL import Image
 
 from data_modules.orl import orl_root
-from idface.pictures import is_marked_synthetic, mark_synthetic, recombination_grid, save_synthetic, synthetic_score
+from idface.pictures import (
+    is_marked_synthetic,
+    mark_synthetic,
+    recombination_grid,
+    save_synthetic,
+    synthetic_score,
+    without_mark,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +57,11 @@ def test_a_grid_shows_photos_as_they_are_and_results_marked_where_row_and_column
     assert np.array_equal(grid[:64, 68 + 64 : 68 + 128], columns[1])
     tile = grid[68 + 64 : 68 + 128, 68 + 128 :]
     assert np.array_equal(tile, mark_synthetic(results[1, 2]))
+
+
+def test_the_mark_can_be_taken_off_for_training(faces: list[np.ndarray]) -> None:
+    for face in faces:
+        plain = without_mark(mark_synthetic(face))
+        middle = (face > 3) & (face < 252)
+        assert np.array_equal(plain[middle], face[middle])
+        assert not is_marked_synthetic(plain)

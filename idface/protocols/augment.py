@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from data_modules.base import FaceDataModule
 from data_modules.joined import JoinedDataModule
 from data_modules.lfw import read_pairs
 from data_modules.people import plain_name, read_names
-from data_modules.photos import PhotoError, Pixels
+from data_modules.photos import Photo, PhotoError, PhotoReader, Pixels
 from data_modules.prepared import PreparedDataModule
 from idface.callbacks.checkpoint import RunCheckpoint
 from idface.checkpoints import best_device, load_model
@@ -31,6 +32,7 @@ from idface.latent.scoring import is_fast_in_bfloat16
 from idface.modules.cond_vaegan import CondVAEGAN
 from idface.modules.recognition import LightCNNTraining
 from idface.networks.light_cnn import Layers
+from idface.pictures import without_mark
 from idface.protocols.sources import KnownPeople, digest_of, training_data, training_people
 from idface.protocols.synthesize import synthesize
 from idface.protocols.verification import Place
@@ -123,6 +125,29 @@ class Pairs:
         apart = distance(embeddings[self.first], embeddings[self.second]).cpu().numpy()
         result = verify(apart, self.same, self.fold)
         return 100 * result.accuracy, 100 * result.accuracy_std
+
+
+class UnmarkedDataModule(PreparedDataModule):
+    """A synthetic set without the invisible mark, by which a network could tell its people from real ones."""
+
+    def reader(self, photos: Sequence[Photo]) -> PhotoReader:
+        """Reads pictures from the shards and takes the mark off."""
+        return UnmarkedReader(super().reader(photos))
+
+
+@dataclass(frozen=True)
+class UnmarkedReader:
+    """Reads marked pictures and takes the mark off.
+
+    Attributes:
+        read: what reads them.
+    """
+
+    read: PhotoReader
+
+    def __call__(self, photo: Photo) -> Pixels:
+        """Read a picture as uint8 (size, size, 3)."""
+        return without_mark(self.read(photo))
 
 
 def augment(
@@ -318,7 +343,7 @@ def _trained(
         return before
     seed = settings["seed"]
     size = real.image_size
-    sets = [real] if synthetic is None else [real, PreparedDataModule(str(synthetic), image_size=size)]
+    sets = [real] if synthetic is None else [real, UnmarkedDataModule(str(synthetic), image_size=size)]
     data = JoinedDataModule(
         sets,
         image_size=size,

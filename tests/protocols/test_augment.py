@@ -17,7 +17,9 @@ from data_modules.folder import FaceFolderDataModule
 from data_modules.joined import JoinedDataModule
 from data_modules.orl import orl_root
 from data_modules.photos import Hint, Photo
+from data_modules.prepared import PreparedDataModule
 from idface.modules.recognition import LightCNNTraining
+from idface.pictures import without_mark
 from idface.protocols import augment as module
 from idface.protocols.augment import Pairs, augment, classic_transforms, in_words, table
 from tests.data_modules.test_prepared import landmarks_of, prepare
@@ -124,6 +126,12 @@ def test_the_whole_loop_and_going_on(
     assert people == {"real": 4, "known": 4, "new": 7, "classic": 4}
     assert photos == {"real": 16, "known": 16 + 12, "new": 16 + 12, "classic": 16}
     assert [arm for arm, data in datasets.items() if data.batch_transforms is not None] == ["classic"]
+    images = datasets["known"]._faces.images.gather(np.arange(28))[0]
+    synthetic = [row for row, photo in enumerate(datasets["known"].photos) if photo.name.startswith("1/")]
+    stored = PreparedDataModule(str(out / "known"), image_size=32)
+    first = datasets["known"].photos[synthetic[0]]
+    (photo,) = [each for each in stored.wanted_photos()[0] if f"1/{each.name}" == first.name]
+    assert np.array_equal(images[synthetic[0]], without_mark(stored.reader([])(photo)))  # no mark to go by
     rows = list(csv.DictReader((out / "augmentation.csv").open(newline="")))
     assert [row["arm"] for row in rows] == list(people)
     assert (out / "augmentation.png").stat().st_size > 5_000
