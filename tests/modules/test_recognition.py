@@ -54,15 +54,15 @@ def test_the_network_learns_and_photos_of_nobody_are_passed_over() -> None:
     assert {name.split(".")[1] for name in found} == {"backbone", "head"}
 
 
-@pytest.mark.parametrize(("loss", "steps"), [("softmax", 14), ("cosface", 24)])
-def test_it_learns_who_is_who_also_among_others(loss: Any, steps: int, tmp_path: Path) -> None:
-    model = small(loss=loss, optimizer=lambda p: torch.optim.AdamW(p, lr=3e-4))
+@pytest.mark.parametrize(("loss", "steps", "least"), [("softmax", 14, 0.9), ("cosface", 24, 0.6)])
+def test_it_learns_who_is_who_also_among_others(loss: Any, steps: int, least: float, tmp_path: Path) -> None:
+    model = small(loss=loss, margin=0.1, scale=16.0, optimizer=lambda p: torch.optim.AdamW(p, lr=3e-4))
     run = trainer(steps, tmp_path)
     run.fit(model, loader(steps))
     loaders = [loader(4), loader(4, range(3, 6)), DataLoader(Gallery(), batch_size=None)]
     run.test(model, loaders, verbose=False)
     figures = {name: float(value) for name, value in run.callback_metrics.items()}
-    assert figures["test/identity/known/top1"] > 0.9
+    assert figures["test/identity/known/top1"] > least  # 1 / 3 by chance
     assert figures["test/identity/unseen/top1"] > 0.5
     assert figures["test/identity/unseen/chance"] == pytest.approx(1 / 6)
     assert figures["test/identity/unseen/faces"] == 24
