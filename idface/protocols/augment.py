@@ -27,7 +27,7 @@ from data_modules.photos import Photo, PhotoError, PhotoReader, Pixels
 from data_modules.prepared import PreparedDataModule
 from idface.callbacks.checkpoint import RunCheckpoint
 from idface.checkpoints import best_device, load_model
-from idface.files import save_tensors, whole_file, write_csv
+from idface.files import save_tensors, write_csv, write_json
 from idface.latent.scoring import is_fast_in_bfloat16
 from idface.modules.cond_vaegan import CondVAEGAN
 from idface.modules.recognition import LightCNNTraining
@@ -270,8 +270,7 @@ def augment(
         "arms": {row["arm"]: row for row in rows},
         "published": PUBLISHED,
     }
-    with whole_file(out / "augmentation.json") as unfinished:
-        unfinished.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    write_json(out / "augmentation.json", summary)
     write_csv(out / "augmentation.csv", tuple(rows[0]), [tuple(row.values()) for row in rows])
     _plot(rows, out / "augmentation.png", f"LFW, {len(judged.same):,} pairs, {len(set(seeds))} seeds")
     return summary
@@ -379,7 +378,7 @@ def _trained(
     if last.exists() and (not begun.exists() or json.loads(begun.read_text("utf-8")) != dict(settings)):
         last.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(settings), "utf-8")
+    write_json(begun, settings)
     try:
         trainer.fit(model, data, ckpt_path=last if last.exists() else None)
     except SystemExit as error:  # how the Trainer passes on that it was interrupted
@@ -395,8 +394,7 @@ def _trained(
         "people": data.num_identities,
         "training_photos": len(data.split.train),
     }
-    with whole_file(file) as unfinished:
-        unfinished.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    write_json(file, result)
     for done in (begun, *folder.glob("*.ckpt")):
         done.unlink()
     return result

@@ -13,7 +13,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from data_modules.batch import to_float
 from idface.checkpoints import best_device, load_model
-from idface.files import whole_file, write_csv
+from idface.files import write_csv, write_json
 from idface.metrics.variety import AsTheyAre, JudgedFaces, perceptual_distance
 from idface.modules.recognition import LightCNNTraining
 from idface.protocols.sources import (
@@ -107,9 +107,8 @@ def quality(
                 log.warning("%s was a loss of the model of '%s' or chose its faces: it flatters them", what, folder)
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "quality.csv", tuple(rows[0]), [tuple(row.values()) for row in rows])
-    with whole_file(out / "quality.json") as unfinished:
-        told = {"judge": f"{network.name} {network.fingerprint()}", "classifier": classifier, "rows": rows}
-        unfinished.write_text(json.dumps(told | {"published": PUBLISHED}, indent=2) + "\n", "utf-8")
+    told = {"judge": f"{network.name} {network.fingerprint()}", "classifier": classifier, "rows": rows}
+    write_json(out / "quality.json", told | {"published": PUBLISHED})
     return rows
 
 

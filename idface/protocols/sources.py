@@ -189,5 +189,5 @@ def digest_of(people: People) -> str:
 
 def rows_of(person: Tensor) -> Iterator[tuple[int, Tensor]]:
     """For each number in `person`, int64 (N,), the rows where it stands."""
-    for number in person.unique().tolist():
-        yield number, (person == number).nonzero().flatten()
+    numbers, counts = person.unique(return_counts=True)
+    yield from zip(numbers.tolist(), person.argsort(stable=True).split(counts.tolist()), strict=True)

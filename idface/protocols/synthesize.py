@@ -9,7 +9,6 @@ OUT/manifest.json, index.parquet, shards/   what PreparedDataModule reads, or
 OUT/faces/<person>/<number>.png             what FaceFolderDataModule reads
 """
 
-import csv
 import hashlib
 import json
 import logging
@@ -32,7 +31,7 @@ from torch import Tensor
 from data_modules.batch import to_float
 from data_modules.prepare.shards import FORMAT, INDEX, MANIFEST, SHARDS, ShardWriter, schema_of, write_index
 from idface.checkpoints import best_device, load_model
-from idface.files import save_tensors, whole_file
+from idface.files import save_tensors, write_csv, write_json
 from idface.latent.scoring import is_fast_in_bfloat16
 from idface.metrics.variety import MeanPairDistance
 from idface.modules.cond_vaegan import CondVAEGAN
@@ -171,7 +170,7 @@ def synthesize(
             if (work / "settings.json").is_file():
                 _check_same(out, json.loads((work / "settings.json").read_text("utf-8")), asked)
             work.mkdir(exist_ok=True)
-            _write_json(work / "settings.json", asked)
+            write_json(work / "settings.json", asked)
             synthesis = _Synthesis(model, out, asked, known, others, network, checkpoint)
             synthesis.run()
             result = synthesis.finish()
@@ -311,7 +310,7 @@ class _Synthesis:
         known = references(self.recognizer, people, others, given)
         known = References(known.names, known.means.cpu(), known.counts, known.photos.cpu(), known.thresholds)
         save_tensors({"means": known.means, "counts": known.counts, "photos": known.photos}, file)
-        _write_json(told, {"names": known.names, "thresholds": known.thresholds._asdict()})
+        write_json(told, {"names": known.names, "thresholds": known.thresholds._asdict()})
         return known
 
     # ------------------------------------------------------------------------------------------------------ the faces
@@ -475,7 +474,7 @@ class _Synthesis:
                 shutil.rmtree(whole, ignore_errors=True)
                 if state.kept:
                     begun.rename(whole)
-        _write_json(self.work / "chunks" / f"{number:06d}.json", done)
+        write_json(self.work / "chunks" / f"{number:06d}.json", done)
 
     def _encoded(self, state: _Progress, row: int, picture: Picture) -> bytes:
         recipe = {
@@ -528,7 +527,7 @@ class _Synthesis:
         else:
             shutil.rmtree(self.out / "faces", ignore_errors=True)
             self._where().rename(self.out / "faces")
-        _write_json(self.out / "synthesis.json", result)
+        write_json(self.out / "synthesis.json", result)
         return result
 
     def _searched_against(self) -> str:
@@ -538,21 +537,27 @@ class _Synthesis:
         return "the people of training" + (f" and of {others} evaluation sets" if others else " alone")
 
     def _write_tables(self, people: Sequence[Mapping[str, Any]]) -> None:
-        with whole_file(self.out / "faces.csv") as unfinished, unfinished.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(
-                ["name", "person", "left_out", "to_person", "to_training_photo", "nearest_other", "to_other"]
+        header = ("name", "person", "left_out", "to_person", "to_training_photo", "nearest_other", "to_other")
+        faces = [
+            (f"{person['name']}/{number:05d}", person["name"], *(_short(value) for value in rest))
+            for person in people
+            for number, *rest, _ in person["drawn"]
+        ]
+        write_csv(self.out / "faces.csv", header, faces)
+        identities = [
+            (
+                person["name"],
+                " ".join(map(str, person["labels"])),
+                " ".join(f"{weight:.4f}" for weight in person["weights"]),
+                len(person["drawn"]),
+                len(person["kept"]),
+                person["taken_for"],
             )
-            for person in people:
-                for number, *rest, _ in person["drawn"]:
-                    row = [round(value, 4) if isinstance(value, float) else value for value in rest]
-                    table.writerow([f"{person['name']}/{number:05d}", person["name"], *row])
-        with whole_file(self.out / "identities.csv") as unfinished, unfinished.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["person", "labels", "weights", "drawn", "kept", "taken_for"])
-            for person in people:
-                mixed = (" ".join(map(str, person["labels"])), " ".join(f"{w:.4f}" for w in person["weights"]))
-                table.writerow([person["name"], *mixed, len(person["drawn"]), len(person["kept"]), person["taken_for"]])
+            for person in people
+        ]
+        write_csv(
+            self.out / "identities.csv", ("person", "labels", "weights", "drawn", "kept", "taken_for"), identities
+        )
 
     def _write_manifest(self, chunks: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
         """What PreparedDataModule reads."""
@@ -578,7 +583,7 @@ class _Synthesis:
             "shards": [shard for shard, _ in shards],
             "files": {},
         }
-        _write_json(self.out / MANIFEST, manifest)
+        write_json(self.out / MANIFEST, manifest)
 
 
 def _mean_of_new(embeddings: Tensor, seen: Sequence[bool], known: References) -> Tensor:
@@ -587,6 +592,10 @@ def _mean_of_new(embeddings: Tensor, seen: Sequence[bool], known: References) ->
     first = judge_faces(embeddings, as_all, (), seen, known)
     good = torch.tensor([row for row, each in enumerate(first) if seen[row] and not each.taken], dtype=torch.int64)
     return F.normalize(embeddings[good].mean(0), dim=0) if len(good) else as_all
+
+
+def _short(value: object) -> object:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _described(state: _Progress) -> dict[str, Any]:
@@ -610,11 +619,6 @@ def _check_same(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) 
             f"--out {out} holds a set that was begun in another way ({'; '.join(differing)}): give the same options, "
             "or another folder"
         )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def in_words(result: Mapping[str, Any]) -> list[str]:
