@@ -17,7 +17,7 @@ from idface.losses.wasserstein import critic_generator_loss, critic_loss, gradie
 from idface.metrics.identification import RankOne
 from idface.metrics.variety import JudgedFaces
 from idface.modules.base import FaceModule
-from idface.networks.cvae_gan import Encoder, Generator, MultiScaleDiscriminator, Synthesizer, Views, shrunk
+from idface.networks.cvae_gan import ConditionalGenerator, Encoder, MultiScaleDiscriminator, Synthesizer, Views, shrunk
 from idface.pictures import Picture, mark_synthetic, to_picture
 from idface.recognition.base import Recognizer
 
@@ -125,7 +125,7 @@ class CondVAEGAN(FaceModule):
             self.gradient_fingerprints = frozenset({identity_recognizer.fingerprint()})
             self.identity_recognizer = identity_recognizer.in_bfloat16() if identity_bfloat16 else identity_recognizer
         self.synthesizer = Synthesizer(
-            Generator(num_identities, latent_dim, image_size, width, identity_dim),
+            ConditionalGenerator(num_identities, latent_dim, image_size, width, identity_dim),
             Encoder(latent_dim, image_size, encoder_width) if encoder else None,
         )
         self.discriminators = (

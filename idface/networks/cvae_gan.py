@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         return mean, log_variance
 
 
-class Generator(nn.Module):
+class ConditionalGenerator(nn.Module):
     """G: z and an identity to a 2x2 map, then transposed convolutions that double the side, six for 128 pixels.
 
     The identity enters through a linear embedding: what a mixture of labels gives is the mixture of what they give.
@@ -173,7 +173,7 @@ class Synthesizer(nn.Module):
         encoder: E; None for faces from the prior alone.
     """
 
-    def __init__(self, generator: Generator, encoder: Encoder | None) -> None:
+    def __init__(self, generator: ConditionalGenerator, encoder: Encoder | None) -> None:
         super().__init__()
         self.generator = generator
         self.encoder = encoder
@@ -185,7 +185,7 @@ class Synthesizer(nn.Module):
 
         Args:
             image: x, (B, 3, S, S) in [-1, 1].
-            identity: c, as `Generator.embed` takes it.
+            identity: c, as `ConditionalGenerator.embed` takes it.
             noise: normal, (kinds, B, L): of x_encode, where there is E; of x_random, where it is wanted.
 
         Returns:

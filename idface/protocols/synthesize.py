@@ -60,7 +60,7 @@ SHEET = 12
 Format = Literal["shards", "folder"]
 
 
-class Person(NamedTuple):
+class SyntheticPerson(NamedTuple):
     """Somebody to make faces of.
 
     Attributes:
@@ -78,7 +78,7 @@ class Person(NamedTuple):
 class _Progress:
     """A person's faces so far."""
 
-    person: Person
+    person: SyntheticPerson
     seed: int
     drawn: list[Drawn] = field(default_factory=list)
     kept: list[tuple[int, Picture, np.ndarray]] = field(default_factory=list)
@@ -230,7 +230,7 @@ def _known_people(checkpoint: str, data: Path | None, model: CondVAEGAN, uncheck
     return source.identity_names[: model.num_identities] if unchecked else training_people(source)
 
 
-def plan(names: Sequence[str], mix: int, new_identities: int, seed: int) -> list[Person]:
+def plan(names: Sequence[str], mix: int, new_identities: int, seed: int) -> list[SyntheticPerson]:
     """Whom to make faces of.
 
     Args:
@@ -241,18 +241,18 @@ def plan(names: Sequence[str], mix: int, new_identities: int, seed: int) -> list
         seed: of the mixtures.
     """
     if not mix:
-        return [Person(name, (label,), (1.0,)) for label, name in enumerate(names)]
+        return [SyntheticPerson(name, (label,), (1.0,)) for label, name in enumerate(names)]
     people = []
     digits = len(str(new_identities - 1))
     for number in range(new_identities):
         draw = np.random.default_rng([seed, number])
         labels = draw.choice(len(names), mix, replace=False)
         weights = draw.dirichlet(np.ones(mix))
-        people.append(Person(f"mix-{number:0{digits}d}", tuple(labels.tolist()), tuple(weights.tolist())))
+        people.append(SyntheticPerson(f"mix-{number:0{digits}d}", tuple(labels.tolist()), tuple(weights.tolist())))
     return people
 
 
-def mixture(person: Person, num_identities: int) -> Tensor:
+def mixture(person: SyntheticPerson, num_identities: int) -> Tensor:
     """A person as `CondVAEGAN.generate` takes them: weights (N,), float32."""
     weights = torch.zeros(num_identities)
     weights[list(person.labels)] = torch.tensor(person.weights, dtype=torch.float32)
@@ -315,7 +315,7 @@ class _Synthesis:
 
     # ------------------------------------------------------------------------------------------------------ the faces
 
-    def chunks(self) -> Iterator[tuple[int, list[Person]]]:
+    def chunks(self) -> Iterator[tuple[int, list[SyntheticPerson]]]:
         """People whose faces are made together, numbered."""
         size = max(1, FACES // self.asked["per_identity"])
         for number, start in enumerate(range(0, len(self.people), size)):
@@ -353,7 +353,7 @@ class _Synthesis:
     def _is_done(self, number: int) -> bool:
         return (self.work / "chunks" / f"{number:06d}.json").is_file()
 
-    def _draw(self, people: Sequence[Person], tell: Any) -> list[_Progress]:
+    def _draw(self, people: Sequence[SyntheticPerson], tell: Any) -> list[_Progress]:
         """Faces of some people, drawn until there are enough that pass, or for `ROUNDS` rounds."""
         per = self.asked["per_identity"]
         states = [_Progress(person, self._seed_of(person)) for person in people]
@@ -376,7 +376,7 @@ class _Synthesis:
             tell(sum(len(state.kept) for state in states) - kept)
         return states
 
-    def _seed_of(self, person: Person) -> int:
+    def _seed_of(self, person: SyntheticPerson) -> int:
         """The same faces of a person, whoever else is in the set."""
         told = f"{self.asked['seed']}:{person.labels}:{person.weights}"
         return int.from_bytes(hashlib.sha256(told.encode()).digest()[:6])

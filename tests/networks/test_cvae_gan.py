@@ -5,12 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from idface.networks.cvae_gan import Discriminator, Encoder, Generator, MultiScaleDiscriminator, Synthesizer, doublings
+from idface.networks.cvae_gan import (
+    ConditionalGenerator,
+    Discriminator,
+    Encoder,
+    MultiScaleDiscriminator,
+    Synthesizer,
+    doublings,
+)
 
 
-def generator(image_size: int = 32) -> Generator:
+def generator(image_size: int = 32) -> ConditionalGenerator:
     torch.manual_seed(0)
-    return Generator(5, latent_dim=6, image_size=image_size, width=4, identity_dim=7)
+    return ConditionalGenerator(5, latent_dim=6, image_size=image_size, width=4, identity_dim=7)
 
 
 @pytest.mark.parametrize("image_size", [32, 64, 128])
@@ -29,7 +36,7 @@ def test_sizes(image_size: int) -> None:
 
 
 def test_at_the_papers_size_the_structure_is_the_papers() -> None:
-    encoder, decoder, critic = Encoder(), Generator(10), Discriminator(10)
+    encoder, decoder, critic = Encoder(), ConditionalGenerator(10), Discriminator(10)
     assert len(encoder.blocks) == 4
     assert decoder.bottom[1:] == (2, 2)
     assert sum(isinstance(layer, nn.ConvTranspose2d) for layer in decoder.layers) == 6

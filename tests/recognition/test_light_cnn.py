@@ -82,7 +82,8 @@ def test_published_files_load_and_embed(layers: Any, tmp_path: Path) -> None:
     assert {name: features[name].shape[-1] for name in sides} == sides
     torch.manual_seed(layers)
     network = light_cnn(layers)
-    torch.testing.assert_close(features["raw"], network(grey_picture(image)), rtol=1e-4, atol=1e-4)
+    # processors and memory formats round differently; features go up to 3 or so
+    torch.testing.assert_close(features["raw"], network(grey_picture(image)), rtol=1e-3, atol=2e-3)
     torch.testing.assert_close(features["embedding"], F.normalize(features["raw"]))
     features["embedding"][:, 0].sum().backward()
     assert image.grad is not None
@@ -96,7 +97,7 @@ def test_what_was_trained_here_loads_too(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "own.pt")
     image = torch.rand(2, 3, 128, 128) * 2 - 1
     raw = LightCNN(tmp_path / "own.pt").features(image, ["raw"])["raw"]
-    torch.testing.assert_close(raw, network.eval()(grey_picture(image))[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(raw, network.eval()(grey_picture(image))[0], rtol=1e-3, atol=2e-3)
 
 
 def test_the_one_that_comes_with_the_project() -> None:
