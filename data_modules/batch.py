@@ -53,6 +53,20 @@ class FaceSource(Protocol):
         """Every training photo once, uint8, on every rank alike, without partners and augmentation."""
 
 
+def labels_of(batch: FaceBatch) -> tuple[Tensor, Tensor]:
+    """A batch's sexes (B,), -1, 1 or NaN, and ages (B,) in years or NaN.
+
+    Raises:
+        ValueError: the batch lacks them.
+    """
+    if missing := [key for key in ("sex", "age") if key not in batch]:
+        raise ValueError(
+            f"batches carry no {' and no '.join(missing)}: give a set with both, such as IMDB-WIKI "
+            "(IMDBWikiDataModule), UTKFace (UTKFaceDataModule) or one of these prepared (PreparedDataModule)"
+        )
+    return batch["sex"], batch["age"]
+
+
 def to_float(image: Tensor) -> Tensor:
     """Map uint8 [0, 255] to float32 [-1, 1]; any shape, memory format kept."""
     return image.to(torch.float32).div_(127.5).sub_(1.0)

@@ -27,6 +27,10 @@ _NUMBER = re.compile(r"-[\d.]+")
 GENERATOR = "a checkpoint's path, zoo:NAME, or a YAML file that describes a generator"
 """What `--checkpoint` takes where a generator is asked for."""
 
+LABELLED = "LabelConditionedDCGAN"
+
+YEARS_HELP = "an age, several as in 20,40,60, or first:last:step"
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 TRAINING = {
@@ -204,6 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_invert(verbs)
     _add_properties(verbs)
     _add_edit(verbs)
+    _add_sample(verbs)
     _add_synthesize(verbs)
     _add_augment(verbs)
 
@@ -315,6 +320,30 @@ def _add_edit(verbs: Any) -> None:
     edit.add_argument("--directions", type=Path, metavar="FILE", help="take directions from there, or keep them there")
     edit.add_argument("--steps", type=_count, default=5, metavar="K", help="pictures in a strip (%(default)s)")
     edit.set_defaults(run=_edit)
+
+
+def _add_sample(verbs: Any) -> None:
+    sample = verbs.add_parser("sample", help="make faces of given sexes and ages", allow_abbrev=False)
+    sample.add_argument("--checkpoint", required=True, metavar="CKPT", help=f"of a {LABELLED}, or zoo:NAME")
+    sample.add_argument(
+        "--sex",
+        dest="sexes",
+        nargs="+",
+        choices=("female", "male"),
+        default=("female", "male"),
+        help="(both: each face of either)",
+    )
+    sample.add_argument("--age", dest="ages", default="15:75:10", metavar="YEARS", help=f"{YEARS_HELP} (%(default)s)")
+    sample.add_argument("--count", type=_count, default=8, metavar="N", help="noise vectors (%(default)s)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (%(default)s)")
+    sample.add_argument(
+        "--format",
+        choices=("grid", "images", "folder"),
+        default="grid",
+        help="one picture, a PNG each, or these with a table of their labels (%(default)s)",
+    )
+    sample.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
+    sample.set_defaults(run=_sample)
 
 
 def _add_synthesize(verbs: Any) -> None:
@@ -438,6 +467,13 @@ def _edit(options: argparse.Namespace) -> None:
     from idface.protocols.edit import edit, summary
 
     print(*summary(_called(edit, options, attributes=options.attribute)), options.out, sep="\n")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from idface.protocols.sample import sample
+
+    files = _called(sample, options)
+    print(files[0] if len(files) == 1 else f"{len(files)} faces", options.out, sep="\n")
 
 
 def _synthesize(options: argparse.Namespace) -> None:

@@ -33,3 +33,22 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
         Scalar batch mean, at least 0.
     """
     return F.softplus(-fake_logits).mean()
+
+
+def matching_aware_loss(real_logits: Tensor, fake_logits: Tensor, wrong_logits: Tensor) -> Tensor:
+    """Cross-entropy of a discriminator that also sees real images with wrong labels (Reed et al. 2016, Algorithm 1).
+
+    `-log D(x, y) - (log(1 - D(x', y)) + log(1 - D(x, y'))) / 2`: it must look at the label, for both kinds of image.
+
+    Args:
+        real_logits: (B,), of real images with their labels.
+        fake_logits: (B,), of generated images with theirs.
+        wrong_logits: (W,), of real images with labels of others; W may be 0.
+
+    Returns:
+        Scalar: a batch mean each.
+    """
+    if not len(wrong_logits):
+        return discriminator_loss(real_logits, fake_logits)
+    wrong = F.softplus(wrong_logits).mean()
+    return F.softplus(-real_logits).mean() + (F.softplus(fake_logits).mean() + wrong) / 2

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from data_modules.batch import FaceBatch
 from idface.latent.generators import Generator
 from idface.pictures import Picture
+from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.base import Recognizer
 
 
@@ -387,12 +388,12 @@ class FaceModule(LightningModule, ABC):
                 "give the configuration that it was trained with, the config.yaml of its run folder"
             )
 
-    def _frozen_recognizers(self) -> dict[str, Recognizer]:
+    def _frozen_recognizers(self) -> dict[str, Recognizer | AgeSexEstimator]:
         """The recognisers that do not learn, by the prefix of their keys in the state dict."""
         return {
             f"{name}.": module
             for name, module in self.named_modules()
-            if isinstance(module, Recognizer)
+            if isinstance(module, Recognizer | AgeSexEstimator)
             and not name.startswith("ema.")
             and not any(parameter.requires_grad for parameter in module.parameters())
         }
