@@ -1,7 +1,8 @@
 """Sanche, *Generating Faces using GANs*: faces of a given age and sex."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ from idface.losses.adversarial import discriminator_loss, generator_loss, matchi
 from idface.metrics.labels import LabelObedience
 from idface.metrics.variety import JudgedFaces
 from idface.modules.base import FaceModule
-from idface.networks.label_dcgan import LabelCoding, LabelDiscriminator, LabelGenerator
+from idface.networks.label_dcgan import LabelCoding, LabelDiscriminator, LabelGenerator, LatentEncoder
 from idface.pictures import Picture, mark_synthetic, to_picture
 from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.base import Recognizer
+from idface.recognition.weights import read_state_dict
 
 SHOWN_AGES = (15, 25, 35, 45, 55, 65, 75)
 """Years, of the sample grids' columns: figure 10 goes from 15 to 75."""
@@ -56,6 +58,10 @@ class LabelConditionedDCGAN(FaceModule):
     pass. Neither may run away: D rests while its last cost is below half of G's, G while its own is below a third of
     D's (section 3). Noise is uniform in [-1, 1].
 
+    Section 7 asks for an encoder, by which the age of an existing face can be changed. It is trained afterwards,
+    against the G of `start`, which stays as it is: to give for a photo what G makes that photo of (L1 of pixels), and
+    for a generated face the very noise that it was made of (squared error).
+
     Args:
         latent_dim: length of the noise.
         image_size: side of the images in pixels, a multiple of 8.
@@ -68,6 +74,10 @@ class LabelConditionedDCGAN(FaceModule):
         matching_aware: whether D also sees photos with wrong labels, as not real (Reed et al. 2016): without this
             nothing but the labels' shares in the batches makes it look at them.
         gate: whether a side rests when it has become too strong.
+        learns: "gan" (G and D), or "encoder" (E alone).
+        start: a checkpoint or export of this model, whose G the encoder is trained against.
+        encoder_width: channels of E's first stage.
+        latent_weight: weight of the squared error of the noise beside the pixels' L1 in E's loss.
         estimator: of age and sex, to say whether faces look like their labels; one that passed no gradient to G. None
             leaves these figures out.
         judge: recogniser of the evaluation: how far generated faces are from real ones as a distribution, and how
@@ -77,11 +87,12 @@ class LabelConditionedDCGAN(FaceModule):
         gradient_clip, ema_decay, compile, channels_last: see `FaceModule`.
 
     Raises:
-        ValueError: an argument is out of range.
+        FileNotFoundError: there is no file `start`.
+        ValueError: an argument is out of range, or `start` holds no such G.
     """
 
     changeable = ("judge", "estimator")
-    spared = ("judge", "estimator")
+    spared = ("judge", "estimator", "start")
     costs: Tensor
 
     def __init__(
@@ -97,6 +108,10 @@ class LabelConditionedDCGAN(FaceModule):
         age_bins: int | None = None,
         matching_aware: bool = False,
         gate: bool = True,
+        learns: Literal["gan", "encoder"] = "gan",
+        start: Path | None = None,
+        encoder_width: int = 32,
+        latent_weight: float = 0.1,
         estimator: AgeSexEstimator | None = None,
         judge: Recognizer | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=5e-4),
@@ -111,11 +126,25 @@ class LabelConditionedDCGAN(FaceModule):
         self.image_size = image_size
         self.matching_aware = matching_aware
         self.gate = gate
+        self.learns = learns
+        self.latent_weight = latent_weight
         self.estimator = estimator
+        if start is not None and learns == "gan":
+            raise ValueError("start is the G that an encoder is trained against: give it with learns: encoder")
+        if latent_weight < 0:
+            raise ValueError(f"latent_weight is {latent_weight}; expected 0 or more")
         self.coding = LabelCoding(youngest, oldest, age_bins)
         label_dim = self.coding.length
         self.generator = LabelGenerator(latent_dim, label_dim, image_size, width, hidden, batch_norm)  # G
-        self.discriminator = LabelDiscriminator(label_dim, image_size, discriminator_width, hidden)  # D
+        self.discriminator: LabelDiscriminator | None = None
+        self.encoder: LatentEncoder | None = None
+        if learns == "gan":
+            self.discriminator = LabelDiscriminator(label_dim, image_size, discriminator_width, hidden)  # D
+        else:
+            self.encoder = LatentEncoder(latent_dim, label_dim, image_size, encoder_width)  # E
+            self.generator.requires_grad_(False)
+            if start is not None:
+                _load_generator(self.generator, start)
         self.register_buffer("costs", torch.ones(2))  # D's and G's of the batch before: equal, so that both begin
         if judge is not None:
             self.judged = JudgedFaces(judge.embedding_dim)
@@ -124,13 +153,15 @@ class LabelConditionedDCGAN(FaceModule):
 
     @property
     def phases(self) -> Mapping[str, nn.Module]:
-        """G and D."""
+        """G and D; or E."""
+        if self.discriminator is None:
+            return {"encoder": cast(nn.Module, self.encoder)}
         return {"generator": self.generator, "discriminator": self.discriminator}
 
     @property
     def averaged(self) -> tuple[str, ...]:
-        """G alone makes faces."""
-        return ("generator",)
+        """G makes faces, E finds what it makes them of."""
+        return ("generator",) if self.encoder is None else ("generator", "encoder")
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -145,6 +176,9 @@ class LabelConditionedDCGAN(FaceModule):
                 f"{self.coding.oldest:g}, expected 2 or more: give the data a SexAgeBalanced sampler, or other ages"
             )
         label = self.coding(sex, age)
+        if self.discriminator is None:
+            self._train_encoder(image, label)
+            return
         g_learns, d_learns = self.who_learns()
         faces = self.generator(self._noise(len(image)), label)
         real, fake = self.discriminator(image, label), self.discriminator(faces, label)
@@ -163,6 +197,21 @@ class LabelConditionedDCGAN(FaceModule):
         self._remember(losses)
         self.record(losses)
         self.log_dict({"train/gate/generator": float(g_learns), "train/gate/discriminator": float(d_learns)})
+
+    def _train_encoder(self, image: Tensor, label: Tensor) -> None:
+        """E learns from photos by what G makes of its noise, and from generated faces by theirs."""
+        encoder = cast(LatentEncoder, self.encoder)
+        self.generator.eval()  # as it is used: batch norm neither looks at the batch nor learns
+        noise = self._noise(len(image))
+        with torch.no_grad():
+            faces = self.generator(noise, label)
+        latents, found = encoder(torch.cat([image, faces]), label.repeat(2, 1)).chunk(2)
+        losses = {
+            "pixel": (self.generator(latents, label) - image).abs().mean(),
+            "latent": (found - noise).square().mean(),
+        }
+        self.phase("encoder", losses["pixel"] + self.latent_weight * losses["latent"])
+        self.record(losses)
 
     def who_learns(self) -> tuple[bool, bool]:
         """Whether G and whether D learns from this batch, by the costs of the one before."""
@@ -210,6 +259,58 @@ class LabelConditionedDCGAN(FaceModule):
             generator.train(was_training)
         return faces
 
+    @torch.no_grad()
+    def encode(self, image: Tensor, sex: Tensor, age: Tensor) -> Tensor:
+        """What G makes a face of, by the averaged weights.
+
+        Args:
+            image: (B, 3, S, S) in [-1, 1].
+            sex: float (B,), -1 female, 1 male.
+            age: float (B,), years.
+
+        Returns:
+            Latents (B, L) in [-1, 1].
+
+        Raises:
+            ValueError: the model has no encoder.
+        """
+        if self.encoder is None:
+            raise ValueError(
+                "this model has no encoder: train one by experiments/label_encoder.yaml with --model.start CHECKPOINT"
+            )
+        latents: Tensor = self.trained("encoder").eval()(image, self.coding(sex, age))
+        return latents
+
+    def refine(
+        self, latents: Tensor, image: Tensor, sex: Tensor, age: Tensor, steps: int, rate: float = 0.02
+    ) -> Tensor:
+        """Move latents so that their faces come nearer to photos: Adam on the L1 of pixels, within the prior's cube.
+
+        Args:
+            latents: (B, L) in [-1, 1], to begin with.
+            image, sex, age: as for `encode`.
+            steps: of the descent.
+            rate: Adam's.
+
+        Returns:
+            Latents (B, L) in [-1, 1]; each the best that was met.
+        """
+        generator, label = self.trained("generator").eval(), self.coding(sex, age)
+        moved = latents.detach().clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([moved], lr=rate)
+        best, least = latents.detach().clone(), torch.full((len(latents),), torch.inf, device=latents.device)
+        for step in range(steps + 1):
+            errors = (generator(moved, label) - image).abs().mean((1, 2, 3))  # (B,)
+            better = errors.detach() < least
+            least = torch.where(better, errors.detach(), least)
+            best[better] = moved.detach()[better]
+            if step < steps:
+                moved.grad = torch.autograd.grad(errors.sum(), moved)[0]
+                optimizer.step()
+                with torch.no_grad():
+                    moved.clamp_(-1, 1)
+        return best
+
     def forward(self, latents: Tensor, sex: Tensor, age: Tensor) -> Tensor:
         """See `generate`."""
         return self.generate(latents, sex, age)
@@ -243,7 +344,7 @@ class LabelConditionedDCGAN(FaceModule):
         return {kind: cast(LabelObedience, metric) for kind, metric in self.obedience.items()}
 
     def validation_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """For each photo of known labels a face of these, before the judge and the estimator."""
+        """For each photo of known labels a face of these (its reconstruction by E), before judge and estimator."""
         if EVALUATION_SETS[dataloader_idx] == "gallery":
             return
         sex, age = labels_of(batch)
@@ -252,7 +353,8 @@ class LabelConditionedDCGAN(FaceModule):
         if not len(image):
             return
         place = (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
-        faces = self.generate(self.fixed_latents(len(image), place), sex, age)
+        latents = self.fixed_latents(len(image), place) if self.encoder is None else self.encode(image, sex, age)
+        faces = self.generate(latents, sex, age)
         for images, kind in ((image, "real"), (faces, "generated")):
             if self.judge is not None:
                 self.judged.update(self.judge(images), real=kind == "real")
@@ -308,3 +410,21 @@ def ages_grid(
             faces = model.generate(latent.expand(len(years), -1), torch.full_like(years, sex), years)
             rows.append(np.concatenate([mark_synthetic(face) for face in to_picture(faces)], axis=1))
     return np.concatenate(rows)
+
+
+def _load_generator(generator: nn.Module, path: Path) -> None:
+    """Give G the weights of a checkpoint or export; averaged ones where there are any."""
+    state = read_state_dict(path)
+    found: dict[str, Tensor] = {}
+    for prefix in ("generator.", "ema.generator."):
+        found |= {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    own = generator.state_dict()
+    found = {key: value for key, value in own.items() if not value.is_floating_point()} | found
+    unlike = [key for key in dict.fromkeys((*own, *found)) if key not in own or key not in found]
+    unlike += [key for key in own if key in found and own[key].shape != found[key].shape]
+    if unlike:
+        raise ValueError(
+            f"start: {path} holds no G of these sizes ({len(unlike)} of {len(own)} tensors differ, {unlike[0]} first): "
+            "give latent_dim, width, hidden and the others of its run's config.yaml"
+        )
+    generator.load_state_dict(found)

@@ -210,3 +210,63 @@ def test_evaluation_says_whether_labels_are_obeyed(tmp_path: Path) -> None:
     untrained = figures["val/labels/generated/age_error"]
     assert untrained == pytest.approx(figures["val/labels/generated/age_error_by_chance"], abs=3)
     assert untrained > 15
+
+
+def trained_generator(folder: Path) -> tuple[LabelConditionedDCGAN, Path]:
+    """A model whose faces show their labels and some noise, and its checkpoint."""
+    model = small(matching_aware=True, optimizer=adam, ema_decay=0.5)
+    run = trainer(150, folder, enable_checkpointing=True)
+    run.fit(model, loader(150))
+    run.save_checkpoint(folder / "gan.ckpt")
+    return model, folder / "gan.ckpt"
+
+
+def test_the_encoder_learns_against_a_generator_that_stays(tmp_path: Path) -> None:
+    gan, start = trained_generator(tmp_path)
+    model = small(learns="encoder", start=start, encoder_width=4, optimizer=adam, ema_decay=0.5)
+    before = {name: value.clone() for name, value in model.generator.state_dict().items()}
+    for name, value in gan.ema["generator"].state_dict().items():
+        torch.testing.assert_close(before[name], value)
+    batch = Labelled(200)[150]
+    labels = batch["sex"], batch["age"]
+
+    def error() -> float:
+        faces = model.generate(model.encode(batch["image"], *labels), *labels)
+        return float((faces - batch["image"]).abs().mean())
+
+    untrained = error()
+    trainer(150, tmp_path).fit(model, loader(150))
+    assert not changed(before, model.generator.state_dict())
+    assert error() < untrained
+
+    first = model.encode(batch["image"], *labels)
+    refined = model.refine(first, batch["image"], *labels, steps=20)
+    assert refined.abs().max() <= 1
+    after = (model.generate(refined, *labels) - batch["image"]).abs().mean()
+    assert float(after) < error()
+
+
+def test_the_encoder_finds_the_noise_of_generated_faces() -> None:
+    model = small(learns="encoder", encoder_width=8, latent_weight=10.0, optimizer=lambda p: torch.optim.Adam(p, 5e-3))
+    for part in range(50):  # G is as it began, full of noise, but for its statistics
+        model.generator.train()(model.fixed_latents(64, part), torch.ones(64, 2))
+    noise, labels = model.fixed_latents(64, 5), (torch.ones(64), torch.full((64,), 40.0))
+    faces = model.generate(noise, *labels)
+
+    def unlike() -> float:
+        return float((model.encode(faces, *labels) - noise).square().mean())
+
+    before = unlike()
+    trainer(200).fit(model, loader(200))
+    assert unlike() < 0.7 * before
+
+
+def test_an_encoder_needs_a_generator_of_its_sizes(tmp_path: Path) -> None:
+    gan = small()
+    torch.save({"state_dict": gan.state_dict()}, tmp_path / "gan.ckpt")
+    with pytest.raises(ValueError, match=r"holds no G of these sizes \(\d+ of \d+ tensors differ"):
+        small(learns="encoder", start=tmp_path / "gan.ckpt", width=8)
+    with pytest.raises(ValueError, match="learns: encoder"):
+        small(start=tmp_path / "gan.ckpt")
+    with pytest.raises(ValueError, match="has no encoder"):
+        gan.encode(torch.zeros(1, 3, SIZE, SIZE), torch.ones(1), torch.ones(1))
