@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data_modules.batch import EVALUATION_SETS, FaceBatch, to_float
 from data_modules.loader import DiskImages, FaceDataset, FaceLoader, Images, MemoryImages, TrainingLoader
-from data_modules.people import Names, part_excluded, read_names
+from data_modules.people import Names, part_excluded, part_left_out, read_names, read_photo_names
 from data_modules.photos import Hint, Photo, PhotoCheck, PhotoError, PhotoReader, Rejected, progress, read_photos
 from data_modules.samplers import (
     BATCH_AUGMENTATION,
@@ -47,6 +47,7 @@ class LoadingOptions(TypedDict, total=False):
     memory_limit: float
     sampler: TrainingSampler | None
     exclude: Path | None
+    leave_out: Path | None
 
 
 class FaceOptions(LoadingOptions, total=False):
@@ -101,10 +102,12 @@ class FaceDataModule(pl.LightningDataModule):
         sampler: which photos make a training batch, such as `IdentityBalanced`; None for all of them, shuffled.
         exclude: a text file of people to leave out of every use, a name a line (`idface people` writes one of another
             set): "Aaron_Eckhart" is "aaron eckhart". Who is known by a number is only found by that.
+        leave_out: a text file of photos to leave out of every use, a name a line, as `idface data clean` writes it of
+            those whose labels are doubtful.
 
     Raises:
-        FileNotFoundError: there is no file `exclude`.
-        ValueError: an option is out of range, or `exclude` is no list of names.
+        FileNotFoundError: there is no file `exclude` or `leave_out`.
+        ValueError: an option is out of range, or one of these files is no list of names.
     """
 
     licence: ClassVar[str] = "not stated"
@@ -126,6 +129,7 @@ class FaceDataModule(pl.LightningDataModule):
         memory_limit: float = 2.0,
         sampler: TrainingSampler | None = None,
         exclude: Path | None = None,
+        leave_out: Path | None = None,
     ) -> None:
         super().__init__()
         for option, value in (
@@ -152,6 +156,8 @@ class FaceDataModule(pl.LightningDataModule):
         self.sampler = sampler or Shuffled()
         self.exclude = None if exclude is None else Path(exclude).expanduser()
         self._excluded_names = {} if self.exclude is None else read_names(self.exclude)
+        self.leave_out = None if leave_out is None else Path(leave_out).expanduser()
+        self._left_out = frozenset() if self.leave_out is None else read_photo_names(self.leave_out)
         self._loaders: list[FaceLoader] = []
         self._train_loader: TrainingLoader | None = None
         self._train_state: dict[str, int] | None = None
@@ -224,6 +230,9 @@ class FaceDataModule(pl.LightningDataModule):
             called = self.people_called({photo.person for photo in photos if photo.person is not None})
             photos, excluded = part_excluded(photos, self._excluded_names, called, self.exclude)
             rejected += excluded  # last: what is wrong with the set is to be read first
+        if self.leave_out is not None:
+            photos, listed_there = part_left_out(photos, self._left_out, self.leave_out)
+            rejected += listed_there
         return photos, rejected
 
     @cached_property

@@ -35,15 +35,7 @@ def read_names(file: Path) -> dict[str, str]:
         FileNotFoundError: there is no such file.
         ValueError: it is no text, or a line holds more than a name.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"exclude: there is no file '{file}'.{did_you_mean(nearest_file(file))}")
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()  # a byte order mark is no part of the first name
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"exclude: '{file}' is not UTF-8 text ({error.reason} at byte {error.start:,}), expected a name a line: "
-            "save it as UTF-8"
-        ) from None
+    lines = _read_lines(file, "exclude")
     names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         name = line.strip()
@@ -54,6 +46,40 @@ def read_names(file: Path) -> dict[str, str]:
         if not name.startswith("#") and (plain := plain_name(name)):
             names.setdefault(plain, name)
     return names
+
+
+def read_photo_names(file: Path) -> frozenset[str]:
+    """Read a list of photos, UTF-8 text with a photo's name a line; empty lines and those with # first are passed over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text.
+    """
+    return frozenset(line for line in _read_lines(file, "leave_out") if line.strip() and not line.startswith("#"))
+
+
+def part_left_out(photos: Sequence[Photo], named: frozenset[str], file: Path) -> tuple[list[Photo], list[Rejected]]:
+    """Part photos from those that a list names, and log how many they are; these are rejected."""
+    kept = [photo for photo in photos if photo.name not in named]
+    rejected = [Rejected(photo.path, f"is named in {file}") for photo in photos if photo.name in named]
+    if rejected:
+        rank_zero_info(f"leave_out: {len(rejected):,} photos are left out, of the {len(named):,} named in '{file}'.")
+    else:
+        here = f", whose photos have names such as {photos[0].name!r}" if photos else ""
+        log.warning("leave_out: no photo of this set%s is named in '%s': none is left out", here, file)
+    return kept, rejected
+
+
+def _read_lines(file: Path, option: str) -> list[str]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{option}: there is no file '{file}'.{did_you_mean(nearest_file(file))}")
+    try:
+        return file.read_text("utf-8-sig").splitlines()  # a byte order mark is no part of the first name
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{option}: '{file}' is not UTF-8 text ({error.reason} at byte {error.start:,}), expected a name a line: "
+            "save it as UTF-8"
+        ) from None
 
 
 def part_excluded(

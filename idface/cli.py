@@ -205,10 +205,14 @@ def build_parser() -> argparse.ArgumentParser:
     bank = verbs.add_parser("bank", help="generate and embed faces, for searches to start from", allow_abbrev=False)
     _add_bank_verbs(bank.add_subparsers(dest="bank_verb", metavar="VERB", required=True))
 
+    data = verbs.add_parser("data", help="look after data sets", allow_abbrev=False)
+    _add_data_verbs(data.add_subparsers(dest="data_verb", metavar="VERB", required=True))
+
     _add_invert(verbs)
     _add_properties(verbs)
     _add_edit(verbs)
     _add_sample(verbs)
+    _add_age(verbs)
     _add_synthesize(verbs)
     _add_augment(verbs)
 
@@ -218,6 +222,22 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, summary in TRAINING.items():
         verbs.add_parser(verb, help=f"{summary} (the same as: lightning {verb})", allow_abbrev=False)
     return parser
+
+
+def _add_data_verbs(verbs: Any) -> None:
+    clean = verbs.add_parser("clean", help="flag photos whose sex or age looks wrongly labelled", allow_abbrev=False)
+    clean.add_argument(
+        "--data", type=_existing, required=True, metavar="FILE", help="a recipe with its data, or a prepared set"
+    )
+    clean.add_argument("--folds", type=_count, default=5, metavar="K", help="of the cross-validation (%(default)s)")
+    clean.add_argument("--steps", type=_count, default=1500, metavar="N", help="of each training (%(default)s)")
+    clean.add_argument("--share", type=float, default=0.05, help="of the photos, to flag (%(default)s)")
+    clean.add_argument(
+        "--plant", type=float, default=0.0, metavar="SHARE", help="plant wrong labels, and count the found"
+    )
+    clean.add_argument("--seed", type=int, default=0, metavar="N", help="of folds and training (%(default)s)")
+    clean.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for list, table and page")
+    clean.set_defaults(run=_clean)
 
 
 def _add_bank_verbs(verbs: Any) -> None:
@@ -344,6 +364,37 @@ def _add_sample(verbs: Any) -> None:
     )
     sample.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
     sample.set_defaults(run=_sample)
+
+
+def _add_age(verbs: Any) -> None:
+    age = verbs.add_parser("age", help="show a face at other ages", allow_abbrev=False)
+    age.add_argument(
+        "--checkpoint", required=True, metavar="CKPT", help=f"of a {LABELLED} with an encoder, or zoo:NAME"
+    )
+    age.add_argument("--photo", type=_existing, required=True, metavar="PHOTO", help="a photo, or a folder of photos")
+    age.add_argument("--ages", required=True, metavar="YEARS", help=YEARS_HELP)
+    age.add_argument("--sex", choices=("female", "male"), help="of the person (estimated)")
+    age.add_argument("--own-age", type=float, metavar="YEARS", help="of the person on the photo (estimated)")
+    age.add_argument("--steps", type=int, default=200, metavar="N", help="to refine the latent (%(default)s)")
+    age.add_argument("--estimator", default="zoo:age-sex", metavar="FILE", help="of age and sex (%(default)s)")
+    age.add_argument("--recognizer", default="dlib", metavar="NAME", help=f"who it is (%(default)s): {RECOGNIZERS}")
+    age.add_argument(
+        "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
+    )
+    age.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
+    age.set_defaults(run=_age)
+
+    evaluate = verbs.add_parser(
+        "evaluate", help="judge faces of given sexes and ages: found, obedient, various, new", allow_abbrev=False
+    )
+    evaluate.add_argument("--checkpoint", required=True, metavar="CKPT", help=f"of a {LABELLED}, or zoo:NAME")
+    _add_training_data(evaluate)
+    evaluate.add_argument("--count", type=_count, default=2000, metavar="N", help="most faces (%(default)s)")
+    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="of noise and photos (%(default)s)")
+    evaluate.add_argument("--estimator", default="zoo:age-sex", metavar="FILE", help="of age and sex (%(default)s)")
+    evaluate.add_argument("--judge", default="dlib", metavar="NAME", help=f"measures distances: {RECOGNIZERS}")
+    evaluate.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_synthesize(verbs: Any) -> None:
@@ -474,6 +525,24 @@ def _sample(options: argparse.Namespace) -> None:
 
     files = _called(sample, options)
     print(files[0] if len(files) == 1 else f"{len(files)} faces", options.out, sep="\n")
+
+
+def _age(options: argparse.Namespace) -> None:
+    from idface.protocols.age import age_photos, in_words
+
+    print(*in_words(_called(age_photos, options)), options.out, sep="\n")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from idface.protocols.evaluate import evaluate, in_words
+
+    print(*in_words(_called(evaluate, options)), options.out, sep="\n")
+
+
+def _clean(options: argparse.Namespace) -> None:
+    from idface.protocols.clean import PAGE, clean, in_words
+
+    print(*in_words(_called(clean, options)), options.out / PAGE, sep="\n")
 
 
 def _synthesize(options: argparse.Namespace) -> None:

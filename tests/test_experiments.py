@@ -26,7 +26,7 @@ OVERLAYS = sorted(set(EXPERIMENTS.rglob("*.yaml")) - set(RECIPES))
 
 # What makes a model small, where it has such an argument.
 SMALL_MODEL = {"width": 4, "discriminator_width": 4, "convolutions": 1, "attribute_dim": 4, "budget": 30, "people": 2}
-SMALL_MODEL |= {"encoder_width": 4, "identity_dim": 4}
+SMALL_MODEL |= {"encoder_width": 4, "identity_dim": 4, "hidden": 16}
 SMALL_DATA = {
     "align": False,
     "image_size": 32,
@@ -62,6 +62,7 @@ def name_of_model(configs: list[Path]) -> str:
 
 
 FIGURES = {"AttributeClassifier": "attributes/", "GreedySearchModule": "faces/", "CondVAEGAN": "faces/"}
+FIGURES |= {"LabelConditionedDCGAN": "labels/", "AgeSexTraining": "labels/"}
 """What a model's evaluation is about, if not whose face it makes."""
 
 
@@ -72,7 +73,12 @@ def figures_of(configs: list[Path]) -> str:
 
 def makes_faces(configs: list[Path]) -> bool:
     """Whether the model makes faces; the others label or recognise them."""
-    return name_of_model(configs) not in ("AttributeClassifier", "LightCNNTraining")
+    return name_of_model(configs) not in ("AttributeClassifier", "LightCNNTraining", "AgeSexTraining")
+
+
+def needs_labels(configs: list[Path]) -> bool:
+    """Whether the model learns from attributes, or from sex and age."""
+    return name_of_model(configs) in ("AttributeClassifier", "LabelConditionedDCGAN", "AgeSexTraining")
 
 
 def has_judge(configs: list[Path]) -> bool:
@@ -82,19 +88,20 @@ def has_judge(configs: list[Path]) -> bool:
 
 
 class LabelledFaces(KnownFaces):
-    """Faces with CelebA's attributes, at random."""
+    """Faces with CelebA's attributes, sexes and ages, at random."""
 
     attribute_names = load(EXPERIMENTS / "attributes.yaml")["model"]["init_args"]["attributes"]
 
     def labels(self, photos: Sequence[Photo]) -> dict[str, torch.Tensor]:
         noise = torch.Generator().manual_seed(0)
         present = torch.rand(len(photos), len(self.attribute_names), generator=noise) < 0.5
-        return {"attributes": torch.where(present, 1.0, -1.0)}
+        sex, age = torch.where(present[:, 0], 1.0, -1.0), 15 + 80 * torch.rand(len(photos), generator=noise)
+        return {"attributes": torch.where(present, 1.0, -1.0), "sex": sex, "age": age}
 
 
 @pytest.fixture(scope="session")
 def labelled_folder(face_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The faces as `idface prepare` writes them, with attributes. Do not write to it."""
+    """The faces as `idface prepare` writes them, with labels. Do not write to it."""
     return prepare(LabelledFaces, face_folder, tmp_path_factory.mktemp("labelled") / "faces")
 
 
@@ -102,8 +109,8 @@ def small(configs: list[Path], face_folder: Path, labelled_folder: Path, folder:
     """A last --config that makes what the others describe small and short."""
     arguments = inspect.signature(pkgutil.resolve_name(class_path(name_of_model(configs)))).parameters
     kind, data = "FaceFolderDataModule", {**SMALL_DATA, "root": str(face_folder), "cache_dir": str(folder / "cache")}
-    if name_of_model(configs) == "AttributeClassifier":
-        kind, data = "PreparedDataModule", {**SMALL_DATA, "root": str(labelled_folder)}
+    if needs_labels(configs):
+        kind, data = "PreparedDataModule", {**SMALL_DATA, "root": str(labelled_folder), "sampler": None}
         del data["align"]
     config = {
         "model": {"init_args": {key: value for key, value in SMALL_MODEL.items() if key in arguments}},

@@ -66,14 +66,7 @@ def training_data(checkpoint: str, given: Path | None, known: KnownPeople) -> Fa
         FileNotFoundError: nothing was given and the checkpoint lies in no run.
         ValueError: the recipe has no `data`, or its people are not those whom the model knows.
     """
-    if given is None:
-        run = run_of(find_checkpoint(checkpoint))
-        if run is None:
-            raise FileNotFoundError(
-                f"{checkpoint} lies in no run's folder, so the photos that it was trained on are not known. Give "
-                "--data the config.yaml of its run, or the prepared set that it was trained on"
-            )
-        given = run / "config.yaml"
+    given = given or _recipe_of_run(checkpoint)
     if given.is_dir():
         data: FaceDataModule = PreparedDataModule(
             str(given),
@@ -84,7 +77,7 @@ def training_data(checkpoint: str, given: Path | None, known: KnownPeople) -> Fa
             held_out_photos=0,
         )
     else:
-        data = _of_recipe(given, known.image_size)
+        data = data_of_recipe(given, known.image_size)
     names = data.identity_names[: data.num_identities]
     if len(names) != known.num_identities or known.digest not in (None, digest_of_names(names)):
         kind = "other people" if len(names) == known.num_identities else f"{len(names)} people"
@@ -95,7 +88,47 @@ def training_data(checkpoint: str, given: Path | None, known: KnownPeople) -> Fa
     return data
 
 
-def _of_recipe(file: Path, image_size: int) -> FaceDataModule:
+def photos_of_model(checkpoint: str, given: Path | None, image_size: int) -> FaceDataModule:
+    """The data that a model was trained on, whoever they show, with its own split.
+
+    Args:
+        checkpoint, given: as for `training_data`.
+        image_size: side of the pictures in pixels.
+
+    Raises:
+        FileNotFoundError: nothing was given and the checkpoint lies in no run.
+        ValueError: the recipe has no `data`, or what was given is no prepared set.
+    """
+    return data_of(given or _recipe_of_run(checkpoint), image_size)
+
+
+def data_of(given: Path, image_size: int) -> FaceDataModule:
+    """The data of a recipe, or a prepared set with the split that is usual.
+
+    Raises:
+        ValueError, FileNotFoundError: it is neither.
+    """
+    if given.is_dir():
+        return PreparedDataModule(str(given), image_size=image_size)
+    return data_of_recipe(given, image_size)
+
+
+def _recipe_of_run(checkpoint: str) -> Path:
+    run = run_of(find_checkpoint(checkpoint))
+    if run is None:
+        raise FileNotFoundError(
+            f"{checkpoint} lies in no run's folder, so the photos that it was trained on are not known. Give "
+            "--data the config.yaml of its run, or the prepared set that it was trained on"
+        )
+    return run / "config.yaml"
+
+
+def data_of_recipe(file: Path, image_size: int) -> FaceDataModule:
+    """The data that a recipe describes.
+
+    Raises:
+        ValueError: it describes none.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
