@@ -3,17 +3,18 @@
 Cases: `joint`, one reconstruction step without batch norm and without noise, where two processes with half a batch each
 must do what one does with the whole; `real`, several steps of the model as it is, on real data; `search`, a few steps
 of the searcher, its evaluation, and the prediction of the untrained one; `vaegan`, a few steps of the conditional
-VAE-GAN and its evaluation.
+VAE-GAN and its evaluation; `labels`, steps of the label-conditioned GAN in which its gate closes.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from idface.latent.strategies import LiLuo
@@ -22,6 +23,10 @@ from idface.modules.greedy_search import GreedySearchModule
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.recognition.dlib_resnet import DlibResNet
 from tests.modules.helpers import Batches, adam, sgd, small_data, small_ipgan, trainer
+from tests.modules.test_label_dcgan import Labelled
+from tests.modules.test_label_dcgan import small as small_labels
+
+LABEL_STEPS = 40
 
 
 class Halves(LightningDataModule):
@@ -33,6 +38,17 @@ class Halves(LightningDataModule):
         batch["identity"][[0, 1, 6]] = -1  # the halves differ in how many labelled photos they have
         part = {name: value.chunk(self.trainer.world_size)[self.trainer.global_rank] for name, value in batch.items()}
         return DataLoader([part], batch_size=None)
+
+
+class LabelledHalves(LightningDataModule):
+    """Batches of labelled pictures, or this process's part of each."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        rank, processes = self.trainer.global_rank, self.trainer.world_size
+        batches = [cast(dict[str, Tensor], batch) for batch in Labelled(LABEL_STEPS)]
+        parts = [{name: value.chunk(processes)[rank] for name, value in batch.items()} for batch in batches]
+        return DataLoader(parts, batch_size=None)  # type: ignore[arg-type]
 
 
 class Leave(Callback):
@@ -76,6 +92,9 @@ def main(case: str, processes: int, folder: Path) -> None:
     model: LightningModule
     if case == "joint":
         model, data, steps = without_batch_norm_and_noise(), Halves(), 1
+    elif case == "labels":
+        model = small_labels(optimizer=partial(torch.optim.Adam, lr=2e-2), ema_decay=0.9)
+        data, steps = LabelledHalves(), LABEL_STEPS
     elif case == "search":
         model, data, steps = small_search(), small_data(partner=False), 2
     elif case == "vaegan":
@@ -88,8 +107,8 @@ def main(case: str, processes: int, folder: Path) -> None:
         folder,
         devices=processes,
         strategy="ddp_spawn" if processes > 1 else "auto",
-        limit_val_batches=0 if case == "joint" else 1.0,
-        val_check_interval=None if case == "joint" else steps,
+        limit_val_batches=0 if case in ("joint", "labels") else 1.0,
+        val_check_interval=None if case in ("joint", "labels") else steps,
         callbacks=[Leave(folder)],
     )
     if case == "search":

@@ -82,6 +82,13 @@ def test_faces_of_people_in_two_processes(tmp_path: Path) -> None:
     assert two["val/faces/chance"] == pytest.approx(1 / 32)
 
 
+def test_processes_agree_on_who_rests(tmp_path: Path) -> None:
+    first, second = train("labels", 2, tmp_path / "two")
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name  # the gate's costs too: one rank alone would take another branch
+    assert not torch.equal(first["costs"], torch.ones(2))
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
 def test_the_usual_strategies_accept_the_module(strategy: str) -> None:
     environment = dict(os.environ)
