@@ -111,6 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     recombine.set_defaults(run=_recombine)
 
+    _add_ipgan_verbs(verbs)
+
     search = verbs.add_parser("search", help="find people's faces in a generator", allow_abbrev=False)
     search.add_argument("--checkpoint", required=True, metavar="CKPT", help=GENERATOR)
     search.add_argument(
@@ -222,6 +224,36 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, summary in TRAINING.items():
         verbs.add_parser(verb, help=f"{summary} (the same as: lightning {verb})", allow_abbrev=False)
     return parser
+
+
+def _add_ipgan_verbs(verbs: Any) -> None:
+    morph = verbs.add_parser("morph", help="go from one photo's attributes to another's", allow_abbrev=False)
+    morph.add_argument("first", type=_existing, metavar="A", help="a photo: where to begin")
+    morph.add_argument("second", type=_existing, metavar="B", help="a photo: where to end")
+    morph.add_argument("--identity", type=_existing, required=True, metavar="PHOTO", help="who all faces shall show")
+    morph.add_argument("--steps", type=_count, default=9, metavar="N", help="faces (%(default)s)")
+    morph.add_argument("--seconds", type=float, default=2.0, help="from A to B in the film (%(default)s)")
+
+    frontalize = verbs.add_parser("frontalize", help="show people from the front", allow_abbrev=False)
+    frontalize.add_argument("--photo", type=_existing, required=True, metavar="PHOTO", help="a photo, or a folder")
+    frontalize.add_argument(
+        "--frontal",
+        type=_existing,
+        required=True,
+        metavar="DIR",
+        help="photos of whomever, some from the front",
+    )
+    frontalize.add_argument(
+        "--classifier", default="zoo:attributes", metavar="CKPT", help="finds landmarks (%(default)s)"
+    )
+    for verb, run in ((morph, _morph), (frontalize, _frontalize)):
+        verb.add_argument("--checkpoint", required=True, metavar="CKPT", help="of an OpenSetIPGAN, or zoo:NAME")
+        verb.add_argument("--judge", default="dlib", metavar="NAME", help=f"who it is (%(default)s): {RECOGNIZERS}")
+        verb.add_argument(
+            "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in photos"
+        )
+        verb.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
+        verb.set_defaults(run=run)
 
 
 def _add_data_verbs(verbs: Any) -> None:
@@ -537,6 +569,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     from idface.protocols.evaluate import evaluate, in_words
 
     print(*in_words(_called(evaluate, options)), options.out, sep="\n")
+
+
+def _morph(options: argparse.Namespace) -> None:
+    from idface.protocols.morph import in_words, morph
+
+    print(*in_words(_called(morph, options)), options.out, sep="\n")
+
+
+def _frontalize(options: argparse.Namespace) -> None:
+    from idface.protocols.frontalize import frontalize, in_words
+
+    print(*in_words(_called(frontalize, options)), options.out, sep="\n")
 
 
 def _clean(options: argparse.Namespace) -> None:

@@ -109,7 +109,7 @@ def edit(
         raise ValueError(f"--checkpoint is missing, and --latent {latent} names none: give the generator's")
 
     device = best_device()
-    meter = FaceMeter(_load_network(classifier), device)
+    meter = FaceMeter(load_classifier(classifier), device)
     columns = {name: meter.index(name) for name in strengths}  # a misspelt name is told before anything is made
     if len(set(columns.values())) < len(columns):
         raise ValueError(f"--attribute: {' and '.join(columns)} name one attribute twice, expected each once")
@@ -223,7 +223,12 @@ def _check_latents(
         )
 
 
-def _load_network(classifier: str) -> AttributeNetwork:
+def load_classifier(classifier: str) -> AttributeNetwork:
+    """The network of an AttributeClassifier's checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another model.
+    """
     model = load_model(classifier)
     if not isinstance(model, AttributeClassifier):
         raise CheckpointError(

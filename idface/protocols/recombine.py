@@ -47,13 +47,8 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         CheckpointError: no such checkpoint, or one of another model.
         ValueError: no photo of `identity`, or none of `attributes`, can be used.
     """
-    model = load_model(checkpoint)
-    if not isinstance(model, OpenSetIPGAN):
-        raise CheckpointError(
-            f"recombination takes a checkpoint of OpenSetIPGAN; {checkpoint} is of {type(model).__name__}"
-        )
     device = best_device()
-    model.to(device)
+    model = load_recombiner(checkpoint).to(device)
     rejected: list[Rejected] = []
     detector = FaceDetector(device) if align else None
     sources = read_faces(identity, "--identity", model.image_size, detector, rejected, out)
@@ -85,6 +80,20 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
     grid = recombination_grid(sources.pictures[:GRID_LIMIT], targets.pictures[:GRID_LIMIT], np.stack(shown))
     save_synthetic(grid, out / "grid.png", recipe)
     return out / "grid.png"
+
+
+def load_recombiner(checkpoint: str) -> OpenSetIPGAN:
+    """The model of a checkpoint, which recombines identity and attributes.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another model.
+    """
+    model = load_model(checkpoint)
+    if not isinstance(model, OpenSetIPGAN):
+        raise CheckpointError(
+            f"recombination takes a checkpoint of OpenSetIPGAN; {checkpoint} is of {type(model).__name__}"
+        )
+    return model
 
 
 def _attribute_codes(model: OpenSetIPGAN, images: Tensor) -> Tensor:

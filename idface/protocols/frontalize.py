@@ -1,0 +1,153 @@
+"""`idface frontalize`: people from the front, by a frontal face's attributes (Bao et al., section 4.3, figure 7)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from kornia.color import rgb_to_grayscale
+from torch import Tensor
+
+from data_modules.photos import Rejected
+from idface.checkpoints import best_device
+from idface.files import write_csv, write_json
+from idface.latent.arithmetic import FACE_BOX, FaceMeter
+from idface.latent.results import captioned, standing
+from idface.pictures import mark_synthetic, save_synthetic, to_picture
+from idface.protocols.edit import load_classifier
+from idface.protocols.photos import read_faces, write_rejected
+from idface.protocols.recombine import load_recombiner
+from idface.recognition.alignment import FaceDetector
+from idface.recognition.base import distance
+from idface.recognition.build import build_recognizer
+
+FRONTAL = 8.0
+"""Degrees of yaw up to which a face is one from the front; where there is none, the nearest to it are taken."""
+NEAREST = 5
+"""Faces that are chosen among then, by their light."""
+
+
+def frontalize(
+    checkpoint: str,
+    photo: Path,
+    frontal: Path,
+    out: Path,
+    classifier: str = "zoo:attributes",
+    judge: str = "dlib",
+    align: bool = True,
+) -> dict[str, Any]:
+    """Show people from the front: with the attributes of a face that is frontal, and lit as theirs is.
+
+    Pose is yaw, measured by landmarks. Of the frontal faces at hand (`FRONTAL`) each photo is given the one whose light
+    is nearest to its own: brightness of the whole and of both halves of the face.
+
+    Writes into `out`: `<photo>.png`, the photo, the frontal face, and what comes of both; `results.csv`: yaw before and
+    after, light before and after, the judge's distance of each result to its photo; `report.json`, the means;
+    `rejected.csv`.
+
+    Args:
+        checkpoint: of an OpenSetIPGAN, or `zoo:NAME`.
+        photo: a photo, or a folder of photos.
+        frontal: a folder of photos, of whomever, some from the front.
+        out: folder for the results; made if missing.
+        classifier: checkpoint of the AttributeClassifier that finds landmarks.
+        judge: see `build_recognizer`.
+        align: find each photo's main face and align it as training photos were.
+
+    Returns:
+        What `report.json` holds.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be used.
+        ValueError: an option is of no use, or no photo can be used; says which.
+    """
+    device = best_device()
+    model = load_recombiner(checkpoint).to(device)
+    meter = FaceMeter(load_classifier(classifier), device)
+    detector = FaceDetector(device) if align else None
+    rejected: list[Rejected] = []
+    photos = read_faces(photo, "--photo", model.image_size, detector, rejected, out)
+    others = read_faces(frontal, "--frontal", model.image_size, detector, rejected, out)
+    write_rejected(out, rejected)
+    recognizer = build_recognizer(judge).to(device)
+
+    images, candidates = photos.tensor(device), others.tensor(device)
+    before, there = _yaw(meter, images), _yaw(meter, candidates)
+    chosen = choose_frontal(light(images), light(candidates), there)
+    results = torch.cat(
+        [model.recombine(own[None], candidates[row][None]) for own, row in zip(images, chosen.tolist(), strict=True)]
+    )
+    after, lit = _yaw(meter, results), (light(images) - light(results)).abs()[:, 0]
+    embedded = recognizer.embed(results)
+    apart = distance(embedded, recognizer.embed(images))
+    unlike = distance(embedded, recognizer.embed(candidates)[chosen])
+
+    recipe: dict[str, Any] = {"checkpoint": checkpoint, "photo": str(photo), "frontal": str(frontal)}
+    for row, name in enumerate(photos.names):
+        faces = [photos.pictures[row], others.pictures[int(chosen[row])], mark_synthetic(to_picture(results[row]))]
+        captions = [f"photo\n{before[row]:.0f} deg", f"frontal\n{there[chosen[row]]:.0f}", f"result\n{after[row]:.0f}"]
+        about = recipe | {"sources": [name, others.names[int(chosen[row])]]}
+        save_synthetic(captioned(faces, captions), out / f"{name}.png", about)
+    header = ("photo", "frontal", "yaw_before", "yaw_after", "brightness_change", "distance", "distance_to_frontal")
+    columns = (before, after, lit, apart, unlike)
+    write_csv(
+        out / "results.csv",
+        header,
+        [
+            (name, others.names[int(chosen[row])], *(round(float(column[row]), 4) for column in columns))
+            for row, name in enumerate(photos.names)
+        ],
+    )
+    report = recipe | {
+        "photos": len(photos.names),
+        "yaw_before": float(before.abs().mean()),
+        "yaw_after": float(after.abs().mean()),
+        "brightness_change": float(lit.mean()),
+        "nearer_to_photo": float((apart < unlike).float().mean()),
+        "judge_is_independent": recognizer.fingerprint() not in model.gradient_fingerprints,
+        **standing(recognizer, float(apart.mean())),
+    }
+    write_json(out / "report.json", report)
+    return report
+
+
+def in_words(report: dict[str, Any]) -> list[str]:
+    """What a report says."""
+    lines = [
+        f"{report['photos']} photos: yaw {report['yaw_before']:.1f} degrees before, {report['yaw_after']:.1f} after; "
+        f"brightness changes by {report['brightness_change']:.3f} of 1",
+        f"{report['recognizer']} sees the results {report['distance']:.3f} from the photos on average, and "
+        f"{report['nearer_to_photo']:.0%} of them nearer to these than to the frontal face's person",
+    ]
+    if not report["judge_is_independent"]:
+        lines.append(f"{report['recognizer']} was a loss of this model: its distances do not tell whose faces they are")
+    return lines
+
+
+def light(images: Tensor) -> Tensor:
+    """How faces (B, 3, S, S) in [-1, 1] are lit: (B, 3), the brightness from 0 to 1 of all, and of either half."""
+    low, high = (round(edge * images.shape[-1]) for edge in FACE_BOX)
+    grey = rgb_to_grayscale(images[..., low:high, low:high].float())[:, 0] / 2 + 0.5
+    left, right = grey.chunk(2, dim=-1)
+    return torch.stack([part.mean((1, 2)) for part in (grey, left, right)], 1)
+
+
+def choose_frontal(own: Tensor, light: Tensor, yaw: Tensor) -> Tensor:
+    """Which of M faces each of N photos is given.
+
+    Args:
+        own: (N, 3), the photos' light.
+        light: (M, 3), the faces'.
+        yaw: (M,) degrees, the faces'.
+
+    Returns:
+        int64 (N,).
+    """
+    frontal = (yaw.abs() <= FRONTAL).nonzero()[:, 0]
+    if not len(frontal):
+        frontal = yaw.abs().argsort()[:NEAREST]
+    return frontal[torch.cdist(own, light[frontal]).argmin(1)]
+
+
+def _yaw(meter: FaceMeter, images: Tensor) -> Tensor:
+    column = meter.names.index("yaw")
+    return torch.cat([meter.scores(part)[:, column] for part in images.split(64)]).cpu()
