@@ -21,7 +21,7 @@ from data_modules.splits import Rows
 log = logging.getLogger(__name__)
 
 # What a hash is for: two purposes never share their random numbers.
-_ORDER, _PARTNER, _OTHER_PERSON, SAMPLE_AUGMENTATION, BATCH_AUGMENTATION, _LAP, _PEOPLE = range(7)
+_ORDER, _PARTNER, _OTHER_PERSON, SAMPLE_AUGMENTATION, BATCH_AUGMENTATION, _LAP, _PEOPLE, _MIXED = range(8)
 
 EpochOrder = Callable[[int], Rows]
 """The training rows of an epoch, by its number; as many in every epoch. Batches are cut from them one after another."""
@@ -203,6 +203,56 @@ class IdentityBalanced(TrainingSampler):
         def order(epoch: int) -> Rows:
             people = np.argsort(hash_counters(seed, _PEOPLE, epoch, enough), kind="stable")[:visited]
             return laps.take(epoch)[people].ravel()  # (people, K) -> one row of photos
+
+        return order
+
+
+class UnlabelledShare(TrainingSampler):
+    """Batches in which a stated share of the photos shows nobody who is known (Bao et al. 2018, section 3.3).
+
+    An epoch visits every photo of known people once, but for those that do not fill a last batch. Photos of nobody take
+    turns from epoch to epoch; where there are fewer than an epoch takes, each comes up as often or once more. Which of
+    a batch's places they have is drawn.
+
+    Args:
+        share: of each batch, above 0 and below 1, rounded to photos.
+    """
+
+    def __init__(self, share: float = 0.25) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"share is {share:g}, expected a share above 0 and below 1")
+        self.share = share
+
+    def order(self, photos: TrainingPhotos, batch_size: int, world_size: int, seed: int) -> EpochOrder:
+        """Batch by batch, photos of known people and of nobody, mixed."""
+        unlabelled = round(self.share * batch_size)
+        if not 0 < unlabelled < batch_size:
+            raise ValueError(
+                f"UnlabelledShare: a share of {self.share:g} of batch_size={batch_size} is {unlabelled} photos, "
+                "expected some, and not all of them: set another share or a larger batch_size"
+            )
+        is_known = photos.identity[photos.rows] >= 0
+        known, nobody = photos.rows[is_known], photos.rows[~is_known]
+        batches = len(known) // ((batch_size - unlabelled) * world_size) * world_size
+        if not len(nobody) or not batches:
+            raise ValueError(
+                f"UnlabelledShare: {photos.source} trains on {len(known)} photos of known people and on {len(nobody)} "
+                f"of nobody, expected {(batch_size - unlabelled) * world_size} or more, and some: add photos, or take "
+                "another sampler"
+            )
+        laps = _Laps(nobody, np.zeros(len(nobody), np.int64), batches * unlabelled, seed)
+        rank_zero_info(
+            f"UnlabelledShare: {unlabelled} of {batch_size} photos of a batch show nobody who is known. An epoch takes "
+            f"{batches * (batch_size - unlabelled):,} of {len(known):,} photos of people, and {batches * unlabelled:,} "
+            f"times one of the {len(nobody):,} of nobody."
+        )
+
+        def order(epoch: int) -> Rows:
+            shuffled = known[np.argsort(hash_counters(seed, _ORDER, epoch, known), kind="stable")]
+            labelled = shuffled[: batches * (batch_size - unlabelled)].reshape(batches, -1)
+            mixed = np.concatenate([labelled, laps.take(epoch).reshape(batches, -1)], axis=1)
+            places = hash_counters(seed, _MIXED, epoch, np.arange(mixed.size).reshape(mixed.shape))
+            return np.take_along_axis(mixed, np.argsort(places, axis=1, kind="stable"), axis=1).ravel()
 
         return order
 

@@ -16,6 +16,7 @@ from data_modules.samplers import (
     TrainingBatches,
     TrainingPhotos,
     TrainingSampler,
+    UnlabelledShare,
     draw_other_people,
     hash_counters,
 )
@@ -337,3 +338,39 @@ class TestSexAgeBalanced:
             SexAgeBalanced(0)
         with pytest.raises(ValueError, match="youngest is 40 and oldest is 40"):
             SexAgeBalanced(youngest=40, oldest=40)
+
+
+class TestUnlabelledShare:
+    @pytest.fixture
+    def photos(self) -> TrainingPhotos:
+        identity = np.where(np.arange(130) < 100, np.arange(130) % 7, -1)
+        return photos_of(np.arange(130), identity)
+
+    @pytest.mark.parametrize("world_size", [1, 2])
+    def test_every_batch_has_its_share(self, photos: TrainingPhotos, world_size: int) -> None:
+        batches = drawn(UnlabelledShare(0.25), photos, 8, world_size, epochs=3)
+        nobody = photos.identity[batches] < 0
+        assert (nobody.sum(-1) == 2).all()
+        places = nobody.reshape(-1, 8).mean(0)
+        assert (places > 0.05).all()  # neighbours in a batch become pairs: no place is theirs
+        assert (places < 0.55).all()
+        for epoch in batches:
+            known = epoch[photos.identity[epoch] >= 0]
+            assert len(known) == len(set(known.tolist())) == 96  # 16 batches of 6
+        counts = np.bincount(batches[nobody], minlength=130)[100:]
+        assert counts.min() >= 2
+        assert counts.max() <= 5  # 96 places for 30 photos in three epochs
+
+    def test_ranks_are_slices_of_one_batch(self, photos: TrainingPhotos) -> None:
+        one, two = (drawn(UnlabelledShare(0.5), photos, 8 // ranks, ranks, 1) for ranks in (1, 2))
+        assert sorted(one.ravel()[photos.identity[one.ravel()] >= 0]) == sorted(
+            two.ravel()[photos.identity[two.ravel()] >= 0]
+        )
+
+    def test_refusals(self, photos: TrainingPhotos) -> None:
+        with pytest.raises(ValueError, match="share is 1"):
+            UnlabelledShare(1)
+        with pytest.raises(ValueError, match="is 0 photos"):
+            UnlabelledShare(0.01).order(photos, 8, 1, 0)
+        with pytest.raises(ValueError, match="on 100 photos of known people and on 0 of nobody"):
+            UnlabelledShare().order(photos._replace(rows=np.arange(100)), 8, 1, 0)
