@@ -1,6 +1,7 @@
 """Bao et al. 2018, *Towards Open-Set Identity Preserving Face Synthesis*."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -86,6 +87,7 @@ class OpenSetIPGAN(FaceModule):
             augmentation of it, instead of in every step: where it is large beside the other networks, most of the time.
         classifier: a recogniser in place of the VGG as C, and as I unless `identity_encoder` is given. L_GC flows
             through it: it cannot judge.
+        classifier_bfloat16: whether it runs in bfloat16: several times as fast where the processor has it.
         fine_tune: whether `classifier` is only where I and C start from, and learns on; otherwise it stays as it is.
         transformation_weight: lambda in transformation steps (0.1 in the paper); it is 1 in reconstruction steps.
         literal_lambda: multiply L_GR by lambda twice, as eq. 2 and Algorithm 1 do together, instead of once.
@@ -115,6 +117,7 @@ class OpenSetIPGAN(FaceModule):
         identity_encoder: Recognizer | None = None,
         precompute_identity: bool = False,
         classifier: Recognizer | None = None,
+        classifier_bfloat16: bool = False,
         fine_tune: bool = False,
         judge: Recognizer | None = None,
         transformation_weight: float = 0.1,
@@ -141,6 +144,8 @@ class OpenSetIPGAN(FaceModule):
             raise ValueError(f"same_person_share is {same_person_share}; expected a share between 0 and 1")
         if fine_tune and classifier is None:
             raise ValueError("fine_tune is true, but there is no classifier to tune: give one, or leave fine_tune out")
+        if classifier_bfloat16 and (classifier is None or fine_tune):
+            raise ValueError("classifier_bfloat16 is of a classifier that stays as it is: give one, without fine_tune")
         if precompute_identity and identity_encoder is None:
             raise ValueError("precompute_identity is true, but I learns: it takes a fixed identity_encoder")
         self.image_size = image_size
@@ -154,6 +159,12 @@ class OpenSetIPGAN(FaceModule):
         self.feature_weight_d = feature_weight_d
         self.feature_weight_c = feature_weight_c
         self.same_person_share = same_person_share
+        self.one_recognizer = (  # f_C of a photo is its f_I, then
+            identity_encoder is not None
+            and classifier is not None
+            and not fine_tune
+            and identity_encoder.fingerprint() == classifier.fingerprint()
+        )
         self.transformation_steps = transformation_steps
         self.literal_sampling = literal_sampling
 
@@ -162,7 +173,8 @@ class OpenSetIPGAN(FaceModule):
             self.classifier = FaceClassifier(vgg, vgg.out_channels, num_identities)  # C, and I unless one is given
         else:
             self.gradient_fingerprints = frozenset({classifier.fingerprint()})
-            self.classifier = FaceClassifier(IdentityVector(classifier), classifier.embedding_dim, num_identities)
+            network = classifier.in_bfloat16() if classifier_bfloat16 else classifier
+            self.classifier = FaceClassifier(IdentityVector(network), classifier.embedding_dim, num_identities)
             self.classifier.requires_grad_(fine_tune)  # its new head as well
         self.classifier_learns = classifier is None or fine_tune
         self.identity_encoder = None if identity_encoder is None else IdentityVector(identity_encoder)
@@ -238,15 +250,20 @@ class OpenSetIPGAN(FaceModule):
         """One iteration of Algorithm 1. All losses come from one forward pass, at the same weights."""
         source, attribute_image, identity, row, step_weight = self.pair(batch)
 
-        source_features, logits = self.classifier(source)
         mean, log_variance = self.attribute_encoder(attribute_image)
         attributes = sample_posterior(mean, log_variance, self.literal_sampling)
+        logits: Tensor | None = None
         if self.precompute_identity:
             identity_vector = self._identity_vectors[row]
         elif self.identity_encoder is not None:
             identity_vector = self.identity_encoder(source)
+        if self.one_recognizer:
+            source_features = identity_vector
         else:
-            identity_vector = source_features.detach()
+            with nullcontext() if self.classifier_learns else torch.no_grad():
+                source_features, logits = self.classifier(source)
+            if self.identity_encoder is None:
+                identity_vector = source_features.detach()
         result = self.generator(identity_vector, attributes)
 
         real_features, real_logits = self.discriminator(attribute_image)
@@ -272,7 +289,7 @@ class OpenSetIPGAN(FaceModule):
         self.phase("generator", reconstruction + matching, retain_graph=True)
         self.phase("discriminator", losses["discriminator"], retain_graph=True)
         if self.classifier_learns:
-            losses["identity"] = identity_loss(logits, identity)
+            losses["identity"] = identity_loss(cast(Tensor, logits), identity)
             labelled = (identity != UNKNOWN).sum()
             self.phase("identity", self.as_joint_mean(losses["identity"], labelled))
         self.record(losses)

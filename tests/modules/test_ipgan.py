@@ -228,6 +228,31 @@ def test_identity_vectors_computed_beforehand_train_the_same_model() -> None:
         )
 
 
+def test_one_recogniser_as_i_and_c_looks_at_a_photo_once() -> None:
+    states = []
+    for once in (True, False):
+        recognizers = {"identity_encoder": DlibResNet(), "classifier": DlibResNet()}
+        model = small_ipgan(**recognizers, feature_weight_c=1e3)
+        assert model.one_recognizer
+        model.one_recognizer = once
+        calls: list[int] = []
+        model.classifier.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        trainer(2).fit(model, loader())
+        assert len(calls) == (2 if once else 4)  # generated faces only; and the photos
+        states.append(snapshot(model))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
+    assert not small_ipgan(identity_encoder=DlibResNet()).one_recognizer
+
+
+def test_a_frozen_classifier_may_run_in_bfloat16() -> None:
+    model = small_ipgan(classifier=DlibResNet(), classifier_bfloat16=True, feature_weight_c=1e3)
+    assert model.gradient_fingerprints == {DlibResNet().fingerprint()}
+    before = snapshot(model.generator)
+    trainer(1).fit(model, loader())
+    assert changed(before, snapshot(model.generator))
+
+
 def test_the_vector_may_be_the_map_before_the_global_average() -> None:
     model = small_ipgan(global_pool=False)
     trainer(2).fit(model, loader())
@@ -269,6 +294,7 @@ def test_evaluation_uses_the_mean_of_the_posterior_and_repeats() -> None:
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0"),
         ({"image_size": 48}, "image_size is 48"),
         ({"precompute_identity": True}, "precompute_identity is true, but I learns"),
+        ({"classifier_bfloat16": True}, "classifier_bfloat16 is of a classifier that stays"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
