@@ -1,0 +1,162 @@
+"""How much attribute vectors tell of who somebody is (Bao et al. 2018, section 4.2, figure 4)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_modules.batch import to_float
+from idface.checkpoints import best_device
+from idface.files import write_csv, write_json
+from idface.modules.ipgan import OpenSetIPGAN
+from idface.protocols.recombine import load_recombiner
+from idface.protocols.sources import People, people_of
+
+BATCH = 256
+HIDDEN = 256
+FEWEST = 4
+"""Photos of a person, half to train on and half to ask for; people with fewer are left out."""
+
+
+class Curves(NamedTuple):
+    """Top-1 accuracy of the probe after each epoch, on the photos that it is trained on and on the others."""
+
+    train: list[float]
+    val: list[float]
+
+
+def leakage(checkpoints: Mapping[str, str], photos: Path, out: Path, epochs: int = 60, seed: int = 0) -> dict[str, Any]:
+    """Train a multilayer perceptron to tell people apart by their photos' f_A, for each model.
+
+    Half of each person's photos, drawn at random, are trained on, the others asked for; the same ones for all models.
+
+    Writes into `out`: `curves.csv` and `curves.png`, accuracies after each epoch; `report.json`, for each model the
+    last ones and the best on the other photos, beside chance, and the same of f_I, which is to tell people.
+
+    Args:
+        checkpoints: of OpenSetIPGANs, by what they are called.
+        photos: a prepared set of people, best of ones that no model was trained on.
+        out: folder for the results; made if missing.
+        epochs: of the perceptron.
+        seed: of the halves and of the perceptron.
+
+    Returns:
+        What `report.json` holds.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be used.
+        ValueError: there are no two people with four photos or more.
+    """
+    device = best_device()
+    models = {name: load_recombiner(checkpoint).to(device) for name, checkpoint in checkpoints.items()}
+    report: dict[str, Any] = {"photos": str(photos), "epochs": epochs, "seed": seed, "models": {}}
+    rows: list[tuple[object, ...]] = []
+    drawn: dict[str, Curves] = {}
+    for name, model in models.items():
+        people = with_enough_photos(people_of(photos, model.image_size, "--photos"))
+        trained, asked = halves(people.person, seed)
+        found: dict[str, Any] = {"checkpoint": checkpoints[name]}
+        for vector, features in zip(("f_A", "f_I"), vectors(model, people.images), strict=True):
+            curves = probe(features, people.person, trained, asked, epochs, seed)
+            found[vector] = {"train": curves.train[-1], "val": curves.val[-1], "best_val": max(curves.val)}
+            drawn[f"{name}, {vector}"] = curves
+            rows += [
+                (name, vector, epoch, *accuracies)
+                for epoch, accuracies in enumerate(zip(curves.train, curves.val, strict=True), 1)
+            ]
+        report["models"][name] = found
+        report |= {"people": len(people.names), "chance": 1 / len(people.names)}
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "curves.csv", ("model", "vector", "epoch", "train", "val"), rows)
+    _plot(drawn, report["chance"], out / "curves.png")
+    write_json(out / "report.json", report)
+    return report
+
+
+def with_enough_photos(people: People) -> People:
+    """Those of whom there are four photos or more, numbered anew.
+
+    Raises:
+        ValueError: there are not two.
+    """
+    counts = people.person.bincount(minlength=len(people.names))
+    enough = (counts >= FEWEST).nonzero()[:, 0]
+    if len(enough) < 2:
+        raise ValueError(f"--photos: {len(enough)} people have {FEWEST} photos or more, expected 2 or more people")
+    number = torch.full((len(counts),), -1)
+    number[enough] = torch.arange(len(enough))
+    person = number[people.person]
+    return People([people.names[row] for row in enough.tolist()], people.images[person >= 0], person[person >= 0])
+
+
+def halves(person: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of half of each person's photos (N,), and the other rows; of an odd number one more is in the first."""
+    order = torch.randperm(len(person), generator=torch.Generator().manual_seed(seed))
+    order = order[person[order].argsort(stable=True)]
+    counts = person.bincount()
+    place = torch.arange(len(person)) - (counts.cumsum(0) - counts)[person[order]]
+    first = place < (counts[person[order]] + 1) // 2
+    return order[first], order[~first]
+
+
+@torch.no_grad()
+def vectors(model: OpenSetIPGAN, images: Tensor) -> tuple[Tensor, Tensor]:
+    """f_A (the mean) and f_I of photos, uint8 (N, 3, S, S): (N, J) and (N, I), on the CPU."""
+    parts = [to_float(part).to(model.device) for part in images.split(BATCH)]
+    attributes = torch.cat([model.encode_attributes(part) for part in parts])
+    return attributes.cpu(), torch.cat([model.encode_identity(part) for part in parts]).cpu()
+
+
+def probe(features: Tensor, person: Tensor, trained: Tensor, asked: Tensor, epochs: int, seed: int) -> Curves:
+    """What a multilayer perceptron learns of people from vectors.
+
+    Args:
+        features: (N, D).
+        person: int64 (N,).
+        trained, asked: rows to learn from, and to be asked for.
+        epochs: over the first.
+        seed: of its start and of the order.
+
+    Returns:
+        Its accuracies.
+    """
+    features = (features - features[trained].mean(0)) / features[trained].std(0).clamp(min=1e-6)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Linear(features.shape[1], HIDDEN),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, int(person.max()) + 1),
+        )
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+        curves = Curves([], [])
+        for _ in range(epochs):
+            for rows in trained[torch.randperm(len(trained))].split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(network(features[rows]), person[rows]).backward()
+                optimizer.step()
+            with torch.no_grad():
+                right = (network(features).argmax(1) == person).float()
+            curves.train.append(float(right[trained].mean()))
+            curves.val.append(float(right[asked].mean()))
+    return curves
+
+
+def _plot(drawn: Mapping[str, Curves], chance: float, path: Path) -> None:
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, curves) in enumerate(drawn.items()):
+        epochs = range(1, len(curves.val) + 1)
+        axes.plot(epochs, curves.val, color=f"C{number}", label=f"{name}: other photos")
+        axes.plot(epochs, curves.train, color=f"C{number}", linestyle=":", label=f"{name}: trained on")
+    axes.axhline(chance, color="grey", linewidth=1, label="chance")
+    axes.set(xlabel="epoch", ylabel="top-1 accuracy of the perceptron", ylim=(0, 1))
+    axes.legend(fontsize="x-small")
+    figure.savefig(path, dpi=120)
