@@ -1,0 +1,53 @@
+"""Attribute preservation, against plain formulas."""
+
+import pytest
+import torch
+
+from idface.metrics.preservation import AttributePreservation, describe_faces
+
+
+def described(count: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    noise = torch.Generator().manual_seed(seed)
+    faces = {
+        "images": torch.rand(count, 3, 8, 8, generator=noise) * 2 - 1,
+        "landmarks": torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
+        + 0.02 * torch.randn(count, 5, 2, generator=noise),
+        "yaw": 20 * torch.randn(count, generator=noise),
+        "brightness": torch.rand(count, generator=noise),
+    }
+    return describe_faces(**faces, face=(2, 6)), faces
+
+
+def test_against_plain_formulas() -> None:
+    (result, a), (attributes, b), (source, c) = (described(6, seed) for seed in range(3))
+    metric = AttributePreservation()
+    metric.update(result[:2], attributes[:2], source[:2])
+    metric.update(result[2:], attributes[2:], source[2:])
+    figures = {name: float(value) for name, value in metric.compute().items()}
+    assert figures["yaw"] == pytest.approx(float((a["yaw"] - b["yaw"]).abs().mean()))
+    assert figures["brightness"] == pytest.approx(float((a["brightness"] - b["brightness"]).abs().mean()))
+    assert figures["yaw_source"] == pytest.approx(float((c["yaw"] - b["yaw"]).abs().mean()))
+    assert figures["yaw_chance"] == pytest.approx(float((a["yaw"] - b["yaw"].roll(3)).abs().mean()))
+    total = 0.0
+    for row in range(6):
+        corners = []
+        for faces in (a, b):
+            points = faces["landmarks"][row]
+            corners.append(points[3:] / (points[1] - points[0]).norm())
+        total += float((corners[0] - corners[1]).norm(dim=1).mean())
+    assert figures["mouth"] == pytest.approx(total / 6, rel=1e-5)
+    difference = (a["images"] - b["images"]).square()
+    inside = difference[:, :, 2:6, 2:6].sum()
+    assert figures["background"] == pytest.approx(float((difference.sum() - inside) / (6 * 3 * 48)), rel=1e-5)
+
+
+def test_the_same_faces_differ_by_nothing() -> None:
+    faces, _ = described(4, 0)
+    metric = AttributePreservation()
+    metric.update(faces, faces, faces)
+    figures = metric.compute()
+    assert all(float(figures[name]) == 0 for name in ("yaw", "mouth", "brightness", "background", "yaw_source"))
+    assert float(figures["yaw_chance"]) > 0
+    empty = AttributePreservation()
+    empty.update(faces[:1], faces[:1], faces[:1])
+    assert empty.compute() == {}
