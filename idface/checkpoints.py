@@ -59,7 +59,7 @@ def load_model(checkpoint: str) -> FaceModule:
     recipe, weights, facts = _read(path)
     model = _build_even_without_judge(recipe, path)
     model.gradient_fingerprints |= frozenset(facts.get("gradient_fingerprints") or ())  # also of those left out here
-    model.people_digest = facts.get("people_digest")
+    model.people_digest, model.photos_digest = facts.get("people_digest"), facts.get("photos_digest")
     for name in model.averaged:
         own = {
             key.removeprefix(f"{name}."): value.float() for key, value in weights.items() if key.startswith(f"{name}.")
@@ -195,7 +195,7 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[str, Any]]:
     """A file's recipe; the weights needed after training by `network.parameter`, averages where there are any; and what
-    is known of the training: `gradient_fingerprints`, `people_digest`.
+    is known of the training: `gradient_fingerprints`, `people_digest`, `photos_digest`.
     """
     try:
         if path.suffix == ".safetensors":
@@ -210,4 +210,5 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[st
     networks = {key.split(".")[0] for key in averages}
     rest = {k: v for k, v in state.items() if not networks or k.split(".")[0] in networks}
     weights = {k: v for k, v in rest.items() if not k.startswith("ema.")} | averages
-    return content.get("recipe"), weights, {key: content.get(key) for key in ("gradient_fingerprints", "people_digest")}
+    facts = ("gradient_fingerprints", "people_digest", "photos_digest")
+    return content.get("recipe"), weights, {key: content.get(key) for key in facts}

@@ -262,7 +262,7 @@ def _add_data_verbs(verbs: Any) -> None:
         "--data", type=_existing, required=True, metavar="FILE", help="a recipe with its data, or a prepared set"
     )
     clean.add_argument("--folds", type=_count, default=5, metavar="K", help="of the cross-validation (%(default)s)")
-    clean.add_argument("--steps", type=_count, default=1500, metavar="N", help="of each training (%(default)s)")
+    clean.add_argument("--steps", type=_count, metavar="N", help="of each training (eight times all photos)")
     clean.add_argument("--share", type=float, default=0.05, help="of the photos, to flag (%(default)s)")
     clean.add_argument(
         "--plant", type=float, default=0.0, metavar="SHARE", help="plant wrong labels, and count the found"
@@ -584,9 +584,9 @@ def _frontalize(options: argparse.Namespace) -> None:
 
 
 def _clean(options: argparse.Namespace) -> None:
-    from idface.protocols.clean import PAGE, clean, in_words
+    from idface.protocols.clean import PAGE, TABLE, clean, in_words
 
-    print(*in_words(_called(clean, options)), options.out / PAGE, sep="\n")
+    print(*in_words(_called(clean, options)), options.out / (TABLE if options.plant else PAGE), sep="\n")
 
 
 def _synthesize(options: argparse.Namespace) -> None:

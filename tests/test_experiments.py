@@ -17,6 +17,7 @@ from PIL import Image
 from data_modules.photos import Photo
 from idface.checkpoints import load_model
 from idface.cli import lightning
+from idface.modules.label_dcgan import LabelConditionedDCGAN
 from idface.names import class_path
 from tests.data_modules.test_prepared import KnownFaces, prepare
 
@@ -27,6 +28,7 @@ OVERLAYS = sorted(set(EXPERIMENTS.rglob("*.yaml")) - set(RECIPES))
 # What makes a model small, where it has such an argument.
 SMALL_MODEL = {"width": 4, "discriminator_width": 4, "convolutions": 1, "attribute_dim": 4, "budget": 30, "people": 2}
 SMALL_MODEL |= {"encoder_width": 4, "identity_dim": 4, "hidden": 16}
+SMALL_GENERATOR = {"width": 4, "hidden": 16, "image_size": 32}
 SMALL_DATA = {
     "align": False,
     "image_size": 32,
@@ -81,10 +83,15 @@ def needs_labels(configs: list[Path]) -> bool:
     return name_of_model(configs) in ("AttributeClassifier", "LabelConditionedDCGAN", "AgeSexTraining")
 
 
+def last_given(configs: list[Path], argument: str) -> Any:
+    """What the last configuration that speaks of a model's argument says."""
+    models = [load(path).get("model", {}).get("init_args", {}) for path in configs]
+    return next((model[argument] for model in reversed(models) if argument in model), None)
+
+
 def has_judge(configs: list[Path]) -> bool:
     """Whether the last configuration that speaks of a judge gives one."""
-    models = [load(path).get("model", {}).get("init_args", {}) for path in configs]
-    return [model["judge"] for model in models if "judge" in model][-1] is not None
+    return last_given(configs, "judge") is not None
 
 
 class LabelledFaces(KnownFaces):
@@ -117,6 +124,9 @@ def small(configs: list[Path], face_folder: Path, labelled_folder: Path, folder:
         "data": {"class_path": kind, "init_args": data},
         "trainer": SHORT,
     }
+    if "learns" in arguments and last_given(configs, "learns") == "encoder":  # against a generator that was trained
+        torch.save({"state_dict": LabelConditionedDCGAN(**SMALL_GENERATOR).state_dict()}, folder / "gan.ckpt")
+        config["model"]["init_args"] |= {"start": str(folder / "gan.ckpt")}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

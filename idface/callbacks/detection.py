@@ -40,7 +40,7 @@ class DetectionCurve(Callback):
             raise ValueError(f"every is {every} and faces {faces}, expected 1 or more of each")
         self.every = every
         self.faces = faces
-        self._threads = max(1, (os.cpu_count() or 2) // 2)
+        self._threads = max(1, len(os.sched_getaffinity(0)) // 2) if hasattr(os, "sched_getaffinity") else 1
         self._pending: dict[int, list[Future[NDArray[np.bool_]]]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -62,6 +62,7 @@ class DetectionCurve(Callback):
         """Begin a figure if it is time, and log those that are ready."""
         batches = trainer.global_step
         if trainer.is_global_zero and batches % self.every == 0:
+            self._log_ready(trainer, wait=True)  # one at a time, or faces would pile up where batches are faster
             assert isinstance(pl_module, MakesRandomFaces)
             self._pool = self._pool or ThreadPoolExecutor(self._threads, "detection")
             faces = to_picture(pl_module.random_faces(self.faces, batches))

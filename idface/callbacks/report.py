@@ -85,14 +85,18 @@ class RunReport(Callback):
     ) -> None:
         """Write generated faces as `samples/predict/<set>/<photo>-<partner>.png`, by their rows in the data set.
 
-        A model that makes none of single batches gives None, and writes what it makes itself.
+        A model that makes none of single batches gives None, and writes what it makes itself; where it made none of a
+        photo, its place holds NaN.
         """
         if outputs is None:
             return
         folder = run_folder(trainer) / "samples" / "predict" / EVALUATION_SETS[dataloader_idx]
         recipe = {"model": getattr(pl_module, "recipe", None), "checkpoint": str(trainer.ckpt_path)}
         sources = zip(batch["index"].tolist(), batch["partner_index"].tolist(), strict=True)
-        for face, (index, partner) in zip(to_picture(outputs), sources, strict=True):
+        made = outputs.flatten(1).isfinite().all(1).tolist()
+        for face, (index, partner), is_face in zip(to_picture(outputs), sources, made, strict=True):
+            if not is_face:
+                continue
             save_synthetic(mark_synthetic(face), folder / f"{index:06d}-{partner:06d}.png", recipe)
 
     @staticmethod

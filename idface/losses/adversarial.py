@@ -35,7 +35,7 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits).mean()
 
 
-def matching_aware_loss(real_logits: Tensor, fake_logits: Tensor, wrong_logits: Tensor) -> Tensor:
+def matching_aware_loss(real_logits: Tensor, fake_logits: Tensor, wrong_logits: Tensor, is_wrong: Tensor) -> Tensor:
     """Cross-entropy of a discriminator that also sees real images with wrong labels (Reed et al. 2016, Algorithm 1).
 
     `-log D(x, y) - (log(1 - D(x', y)) + log(1 - D(x, y'))) / 2`: it must look at the label, for both kinds of image.
@@ -43,12 +43,12 @@ def matching_aware_loss(real_logits: Tensor, fake_logits: Tensor, wrong_logits: 
     Args:
         real_logits: (B,), of real images with their labels.
         fake_logits: (B,), of generated images with theirs.
-        wrong_logits: (W,), of real images with labels of others; W may be 0.
+        wrong_logits: (B,), of the real images with labels of others.
+        is_wrong: bool (B,), whether these are wrong for them: the mean is over those alone.
 
     Returns:
-        Scalar: a batch mean each.
+        Scalar: a batch mean each; where no label is wrong, half of the fake term and no other.
     """
-    if not len(wrong_logits):
-        return discriminator_loss(real_logits, fake_logits)
-    wrong = F.softplus(wrong_logits).mean()
+    weight = is_wrong.float()
+    wrong = (F.softplus(wrong_logits) * weight).sum() / weight.sum().clamp(min=1)
     return F.softplus(-real_logits).mean() + (F.softplus(fake_logits).mean() + wrong) / 2

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from idface.pictures import Picture
 
 SMALLEST, LARGEST = 32, 64
-"""Pixels: sides of the faces that are looked for."""
+"""Pixels: sides of the faces that are looked for; pictures have the second."""
 SCALE = 1.1
 """From one size that is looked for to the next."""
 HAAR = (
@@ -36,7 +36,7 @@ def find_faces(pictures: Picture) -> NDArray[np.bool_]:
     ones only.
 
     Args:
-        pictures: uint8 (N, S, S, 3), RGB; the paper's have 64 pixels.
+        pictures: uint8 (N, S, S, 3), RGB; brought to the paper's 64 pixels first.
 
     Returns:
         Bool (N,).
@@ -56,8 +56,10 @@ def find_faces_aside(pictures: Picture, pool: ThreadPoolExecutor, parts: int) ->
 
 
 def _grey(picture: Picture) -> NDArray[np.uint8]:
-    grey: NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
-    return grey
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    if grey.shape != (LARGEST, LARGEST):
+        grey = cv2.resize(grey, (LARGEST, LARGEST), interpolation=cv2.INTER_AREA)
+    return grey  # type: ignore[return-value]
 
 
 def _hits(name: str, grey: NDArray[np.uint8]) -> bool:

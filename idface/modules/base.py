@@ -72,6 +72,9 @@ class FaceModule(LightningModule, ABC):
     people_digest: str | None = None
     """What tells the people that the model was trained on from others, see `digest_of_names`; kept in checkpoints."""
 
+    photos_digest: str | None = None
+    """What tells the photos that the model was trained on from others: `digest_of_names` of theirs; likewise kept."""
+
     recipe: dict[str, Any] | None = None
     """Class path and arguments that make this module anew; set by the command line and kept in checkpoints."""
 
@@ -211,6 +214,9 @@ class FaceModule(LightningModule, ABC):
             buffer for network in self.phases.values() for buffer in network.buffers() if buffer.is_floating_point()
         )
         self._finite = {}
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "split") and hasattr(data, "photos"):
+            self.photos_digest = digest_of_training_photos(data)
 
     def training_step(self, batch: FaceBatch, batch_idx: int) -> None:
         """One batch, whatever its phases: reproducible noise, `step`, averages, schedules, the count."""
@@ -349,6 +355,7 @@ class FaceModule(LightningModule, ABC):
         if names is not None:
             self.people_digest = digest_of_names(names[: self.trainer.datamodule.num_identities])  # type: ignore[attr-defined]
         checkpoint["people_digest"] = self.people_digest
+        checkpoint["photos_digest"] = self.photos_digest
         checkpoint["gradient_fingerprints"] = sorted(self.gradient_fingerprints)
         checkpoint["frozen_fingerprints"] = {prefix: network.fingerprint() for prefix, network in frozen.items()}
 
@@ -402,6 +409,11 @@ class FaceModule(LightningModule, ABC):
 def digest_of_names(names: Sequence[str]) -> str:
     """Twelve hexadecimal digits that tell people, in the order of their labels, from others."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def digest_of_training_photos(data: Any) -> str:
+    """`digest_of_names` of the photos that a FaceDataModule trains on."""
+    return digest_of_names(sorted(data.photos[row].name for row in data.split.train.tolist()))
 
 
 def _size(state: Mapping[str, Tensor], key: str) -> str:

@@ -352,17 +352,22 @@ class CondVAEGAN(FaceModule):
 
     test_step = validation_step
 
-    def predict_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """Faces of the photos' people, with the latents of their partners (without E, of the prior); None for others.
+    def predict_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Faces of the photos' people, with the latents of their partners (without E, of the prior).
 
         Returns:
-            Float (B, 3, S, S) in [-1, 1].
+            Float (B, 3, S, S) in [-1, 1]; NaN where the person is none of the training set's.
         """
-        if (batch["identity"] >= self.num_identities).any():
-            return None
+        known = (batch["identity"] >= 0) & (batch["identity"] < self.num_identities)
+        faces = torch.full_like(batch["image"], torch.nan)
+        if not bool(known.any()):
+            return faces
         if cast(Synthesizer, self.trained("synthesizer")).encoder is None:
-            return self.generate(self.fixed_latents(len(batch["image"]), batch_idx), batch["identity"])
-        return self.generate(self.encode(batch["partner"]), batch["identity"])
+            latents = self.fixed_latents(len(known), batch_idx)[known]
+        else:
+            latents = self.encode(batch["partner"][known])
+        faces[known] = self.generate(latents, batch["identity"][known])
+        return faces
 
     def log_evaluation(self, stage: str) -> None:
         """Log `<stage>/faces/...`: see `JudgedFaces`; and `top1`, `top1_real`, the share that the judge recognises."""

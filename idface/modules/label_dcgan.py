@@ -1,6 +1,7 @@
 """Sanche, *Generating Faces using GANs*: faces of a given age and sex."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
@@ -136,6 +137,7 @@ class LabelConditionedDCGAN(FaceModule):
         self.coding = LabelCoding(youngest, oldest, age_bins)
         label_dim = self.coding.length
         self.generator = LabelGenerator(latent_dim, label_dim, image_size, width, hidden, batch_norm)  # G
+        self.generator.register_buffer("ages", torch.tensor([youngest, oldest]))  # what G was taught -1 and 1 to be
         self.discriminator: LabelDiscriminator | None = None
         self.encoder: LatentEncoder | None = None
         if learns == "gan":
@@ -145,6 +147,7 @@ class LabelConditionedDCGAN(FaceModule):
             self.generator.requires_grad_(False)
             if start is not None:
                 _load_generator(self.generator, start)
+        self.start = start
         self.register_buffer("costs", torch.ones(2))  # D's and G's of the batch before: equal, so that both begin
         if judge is not None:
             self.judged = JudgedFaces(judge.embedding_dim)
@@ -165,6 +168,19 @@ class LabelConditionedDCGAN(FaceModule):
 
     # ------------------------------------------------------------------------------------------------------- training
 
+    def setup(self, stage: str) -> None:
+        """As the base class; and see that an encoder has a generator to learn from.
+
+        Raises:
+            ValueError: neither `start` nor a checkpoint to go on from is given.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.learns == "encoder" and self.start is None and self.trainer.ckpt_path is None:
+            raise ValueError(
+                "an encoder learns what noise a trained generator makes faces of: give --model.start the checkpoint of "
+                "a run of label_dcgan.yaml"
+            )
+
     def step(self, batch: FaceBatch) -> None:
         """One batch, of photos whose sex and age are known; faces are generated of the same labels."""
         sex, age = labels_of(batch)
@@ -180,20 +196,20 @@ class LabelConditionedDCGAN(FaceModule):
             self._train_encoder(image, label)
             return
         g_learns, d_learns = self.who_learns()
+        count = torch.tensor(len(image), device=image.device)
         faces = self.generator(self._noise(len(image)), label)
         real, fake = self.discriminator(image, label), self.discriminator(faces, label)
         losses = {"generator": generator_loss(fake)}
         if self.matching_aware:
-            wrong, chosen = self._wrong_labels(sex, age)
-            losses["discriminator"] = matching_aware_loss(
-                real, fake, self.discriminator(image[chosen], label[wrong[chosen]])
-            )
+            other, is_wrong = self._wrong_labels(sex, age, label)
+            wrong = self.discriminator(image, label[other])
+            losses["discriminator"] = matching_aware_loss(real, fake, wrong, is_wrong)
         else:
             losses["discriminator"] = discriminator_loss(real, fake)
         if g_learns:  # first: a phase changes its network in place
-            self.phase("generator", losses["generator"], retain_graph=d_learns)
+            self.phase("generator", self.as_joint_mean(losses["generator"], count), retain_graph=d_learns)
         if d_learns:
-            self.phase("discriminator", losses["discriminator"])
+            self.phase("discriminator", self.as_joint_mean(losses["discriminator"], count))
         self._remember(losses)
         self.record(losses)
         self.log_dict({"train/gate/generator": float(g_learns), "train/gate/discriminator": float(d_learns)})
@@ -217,7 +233,7 @@ class LabelConditionedDCGAN(FaceModule):
         """Whether G and whether D learns from this batch, by the costs of the one before."""
         if not self.gate:
             return True, True
-        of_d, of_g = self.costs.tolist()  # of a batch that is over: waits for nothing that is still to be computed
+        of_d, of_g = self.costs.tolist()  # a GPU is waited for here, once a batch
         return of_g >= of_d / 3, of_d >= of_g / 2
 
     def _remember(self, losses: Mapping[str, Tensor]) -> None:
@@ -231,11 +247,15 @@ class LabelConditionedDCGAN(FaceModule):
         return torch.rand(count, self.latent_dim, device=self.device) * 2 - 1
 
     @staticmethod
-    def _wrong_labels(sex: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-        """For each photo another one, whose label is its wrong one, (B,); and which of these are wrong indeed."""
+    def _wrong_labels(sex: Tensor, age: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """For each photo another one, whose label is its wrong one, (B,); and which of these are wrong indeed.
+
+        They are where the sex differs, or the age by enough to be seen; and, with ages in bins, what D is told.
+        """
         shift = 1 + torch.randint(len(sex) - 1, (), device=sex.device)
         wrong = (torch.arange(len(sex), device=sex.device) + shift) % len(sex)
-        return wrong, (sex != sex[wrong]) | ((age - age[wrong]).abs() >= WRONG_BY)
+        differs = (sex != sex[wrong]) | ((age - age[wrong]).abs() >= WRONG_BY)
+        return wrong, differs & (label != label[wrong]).any(1)
 
     # -------------------------------------------------------------------------------------------------- after training
 
@@ -251,12 +271,8 @@ class LabelConditionedDCGAN(FaceModule):
         Returns:
             Float (B, 3, S, S) in [-1, 1].
         """
-        generator = self.trained("generator")
-        was_training = generator.training
-        try:
-            faces: Tensor = generator.eval()(latents, self.coding(sex, age))
-        finally:
-            generator.train(was_training)
+        with _evaluating(self.trained("generator")) as generator:
+            faces: Tensor = generator(latents, self.coding(sex, age))
         return faces
 
     @torch.no_grad()
@@ -278,7 +294,8 @@ class LabelConditionedDCGAN(FaceModule):
             raise ValueError(
                 "this model has no encoder: train one by experiments/label_encoder.yaml with --model.start CHECKPOINT"
             )
-        latents: Tensor = self.trained("encoder").eval()(image, self.coding(sex, age))
+        with _evaluating(self.trained("encoder")) as encoder:
+            latents: Tensor = encoder(image, self.coding(sex, age))
         return latents
 
     def refine(
@@ -295,20 +312,21 @@ class LabelConditionedDCGAN(FaceModule):
         Returns:
             Latents (B, L) in [-1, 1]; each the best that was met.
         """
-        generator, label = self.trained("generator").eval(), self.coding(sex, age)
+        label = self.coding(sex, age)
         moved = latents.detach().clone().requires_grad_(True)
         optimizer = torch.optim.Adam([moved], lr=rate)
         best, least = latents.detach().clone(), torch.full((len(latents),), torch.inf, device=latents.device)
-        for step in range(steps + 1):
-            errors = (generator(moved, label) - image).abs().mean((1, 2, 3))  # (B,)
-            better = errors.detach() < least
-            least = torch.where(better, errors.detach(), least)
-            best[better] = moved.detach()[better]
-            if step < steps:
-                moved.grad = torch.autograd.grad(errors.sum(), moved)[0]
-                optimizer.step()
-                with torch.no_grad():
-                    moved.clamp_(-1, 1)
+        with _evaluating(self.trained("generator")) as generator:
+            for step in range(steps + 1):
+                errors = (generator(moved, label) - image).abs().mean((1, 2, 3))  # (B,)
+                better = errors.detach() < least
+                least = torch.where(better, errors.detach(), least)
+                best[better] = moved.detach()[better]
+                if step < steps:
+                    moved.grad = torch.autograd.grad(errors.sum(), moved)[0]
+                    optimizer.step()
+                    with torch.no_grad():
+                        moved.clamp_(-1, 1)
         return best
 
     def forward(self, latents: Tensor, sex: Tensor, age: Tensor) -> Tensor:
@@ -325,9 +343,10 @@ class LabelConditionedDCGAN(FaceModule):
         part.
         """
         noise = torch.Generator().manual_seed(part)
-        share, sex = torch.rand(2, count, generator=noise).to(self.device)
-        age = self.coding.youngest + share * (self.coding.oldest - self.coding.youngest)
-        return self.generate(self.fixed_latents(count, part), torch.where(sex < 0.5, -1.0, 1.0), age)
+        latents, labels = torch.rand(count, self.latent_dim, generator=noise), torch.rand(2, count, generator=noise)
+        age = self.coding.youngest + labels[0] * (self.coding.oldest - self.coding.youngest)
+        sex = torch.where(labels[1] < 0.5, -1.0, 1.0)
+        return self.generate(2 * latents.to(self.device) - 1, sex.to(self.device), age.to(self.device))
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
@@ -350,10 +369,14 @@ class LabelConditionedDCGAN(FaceModule):
         sex, age = labels_of(batch)
         known = self.coding.known(sex, age)
         image, sex, age = batch["image"][known], sex[known], age[known]
-        if not len(image):
+        if not len(image):  # of no use here, but ranks must hold states of one form
+            for metric in self._obedience().values():
+                metric.update((sex, age), (sex, age))
             return
-        place = (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
-        latents = self.fixed_latents(len(image), place) if self.encoder is None else self.encode(image, sex, age)
+        if self.encoder is None:
+            latents = self.fixed_latents(len(image), self._place(batch_idx, dataloader_idx))
+        else:
+            latents = self.encode(image, sex, age)
         faces = self.generate(latents, sex, age)
         for images, kind in ((image, "real"), (faces, "generated")):
             if self.judge is not None:
@@ -363,16 +386,23 @@ class LabelConditionedDCGAN(FaceModule):
 
     test_step = validation_step
 
-    def predict_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        """A face of each photo's labels; None where one of them has none.
+    def predict_step(self, batch: FaceBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """A face of each photo's labels.
 
         Returns:
-            Float (B, 3, S, S) in [-1, 1].
+            Float (B, 3, S, S) in [-1, 1]; NaN where the labels are none that the model was taught.
         """
         sex, age = labels_of(batch)
-        if not bool(self.coding.known(sex, age).all()):
-            return None
-        return self.generate(self.fixed_latents(len(sex), batch_idx), sex, age)
+        known = self.coding.known(sex, age)
+        faces = torch.full_like(batch["image"], torch.nan)
+        latents = self.fixed_latents(len(sex), self._place(batch_idx, dataloader_idx))
+        if bool(known.any()):
+            faces[known] = self.generate(latents[known], sex[known], age[known])
+        return faces
+
+    def _place(self, batch_idx: int, dataloader_idx: int) -> int:
+        """A number of its own for each batch of each rank and loader."""
+        return (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
 
     def log_evaluation(self, stage: str) -> None:
         """Log `<stage>/faces/...` (see `JudgedFaces`), `<stage>/labels/generated/...` and `real` (`LabelObedience`)."""
@@ -427,4 +457,19 @@ def _load_generator(generator: nn.Module, path: Path) -> None:
             f"start: {path} holds no G of these sizes ({len(unlike)} of {len(own)} tensors differ, {unlike[0]} first): "
             "give latent_dim, width, hidden and the others of its run's config.yaml"
         )
+    if not torch.equal(own["ages"], found["ages"]):
+        was, now = ("{:g} to {:g}".format(*state["ages"].tolist()) for state in (found, own))
+        raise ValueError(
+            f"start: the G of {path} was taught ages from {was}, not {now}: give its own as youngest and oldest"
+        )
     generator.load_state_dict(found)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode, and afterwards in the one that it was in."""
+    was_training = network.training
+    try:
+        yield network.eval()
+    finally:
+        network.train(was_training)

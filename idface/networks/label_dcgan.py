@@ -92,7 +92,7 @@ class LabelGenerator(nn.Module):
         self.connected = nn.Sequential(
             nn.Linear(latent_dim + label_dim, hidden, bias=bias),
             *normed(nn.BatchNorm1d, hidden),
-            nn.Linear(hidden, 4 * width * side * side, bias=bias),
+            nn.Linear(hidden, 4 * width * side * side),  # the norm that follows has no bias of each place
         )
         layers = normed(nn.BatchNorm2d, 4 * width)
         for channels, next_channels in ((4 * width, 2 * width), (2 * width, width)):

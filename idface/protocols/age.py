@@ -36,8 +36,9 @@ def age_photos(
     """Show people at other ages: the photo's noise is found, and the generator is given it with another age.
 
     Writes into `out`: `<photo>.png` for each, the photo, its reconstruction at its own age, and the ages asked for;
-    `results.csv`, for each of these the age and sex that the estimator sees and the recogniser's distance to the photo;
-    `report.json`, the means; and `rejected.csv` with photos that could not be used.
+    `results.csv`, for each of these the age and sex that the estimator sees and the recogniser's distance to the photo,
+    and whether the photo's own age was estimated; `report.json`, the means (of reconstructions no error of the age
+    where that was the estimator's); and `rejected.csv` with photos that could not be used.
 
     Args:
         checkpoint: of a LabelConditionedDCGAN with an encoder, or `zoo:NAME`.
@@ -93,7 +94,7 @@ def age_photos(
         apart = distance(judge.embed(faces), judge.embed(image[None])).tolist()
         kinds = ["reconstruction", *("aged" for _ in years)]
         rows += [
-            (name, kind, _word(own_sex), wanted, _word(seen), looks, far)
+            (name, kind, _word(own_sex), wanted, _word(seen), looks, far, own_age is None)
             for kind, wanted, seen, looks, far in zip(
                 kinds, asked.tolist(), found_sex, found_age.tolist(), apart, strict=True
             )
@@ -102,13 +103,15 @@ def age_photos(
         shown = [picture, *(mark_synthetic(face) for face in to_picture(faces))]
         about = {"photo": name, "sex": _word(own_sex), "own_age": float(own), "ages": years}
         save_synthetic(captioned(shown, captions), out / f"{name}.png", recipe | about)
-    header = ("photo", "kind", "sex", "age", "sex_seen", "age_seen", "distance")
+    header = ("photo", "kind", "sex", "age", "sex_seen", "age_seen", "distance", "own_age_estimated")
     write_csv(out / "results.csv", header, rows)
     report = recipe | {"recognizer": judge.name, "photos": len(photos.names), "results": {}}
     for kind in ("reconstruction", "aged"):
         own_rows = [row for row in rows if row[1] == kind]
         wanted, looks, far = (np.array([row[column] for row in own_rows], dtype=float) for column in (3, 5, 6))
-        figures: dict[str, Any] = {"distance": float(far.mean()), "age_error": float(np.abs(wanted - looks).mean())}
+        figures: dict[str, Any] = {"distance": float(far.mean())}
+        if kind == "aged" or own_age is not None:
+            figures["age_error"] = float(np.abs(wanted - looks).mean())
         if judge.everyday is not None:
             figures["same_person"] = float((far < judge.everyday.unit.best_threshold).mean())
         report["results"][kind] = figures | standing(judge, figures["distance"])
@@ -118,13 +121,15 @@ def age_photos(
 
 def in_words(report: dict[str, Any]) -> list[str]:
     """What a report says, a line each for the reconstructions and for the aged faces."""
-    return [
-        f"{kind}: "
-        + (f"{found['same_person']:.0%} are taken for the person of the photo; " if "same_person" in found else "")
-        + f"{report['recognizer']} sees a mean distance of {found['distance']:.2f}; they look {found['age_error']:.1f} "
-        "years off the age asked for"
-        for kind, found in report["results"].items()
-    ]
+    lines = []
+    for kind, found in report["results"].items():
+        line = f"{kind}: {report['recognizer']} sees a mean distance of {found['distance']:.2f}"
+        if "same_person" in found:
+            line += f", and takes {found['same_person']:.0%} for the person of the photo"
+        if "age_error" in found:
+            line += f"; they look {found['age_error']:.1f} years off the age asked for"
+        lines.append(line)
+    return lines
 
 
 def _word(sex: Tensor) -> str:

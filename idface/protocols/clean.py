@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import FaceDataModule
 from data_modules.batch import FaceBatch, labels_of, to_float
+from idface.checkpoints import best_device
 from idface.files import whole_file, write_csv, write_json
 from idface.modules.age_sex import AgeSexTraining
 from idface.networks.age_sex import YEARS, expected_age
@@ -30,6 +31,8 @@ SIDE = 64
 BATCH = 64
 MOST_SHOWN = 500
 """Photos on the page; the table has all that are flagged."""
+PASSES = 8
+"""Of a training over the photos, if nothing else is said."""
 WRONG_BY = 20.0
 """Years by which a planted age differs at least from the label."""
 NEAR = 5
@@ -72,7 +75,7 @@ def clean(
     data: Path,
     out: Path,
     folds: int = 5,
-    steps: int = 1500,
+    steps: int | None = None,
     share: float = 0.05,
     plant: float = 0.0,
     seed: int = 0,
@@ -81,17 +84,19 @@ def clean(
 
     Photos are parted into folds, those of a person into one. For each fold a network is trained on the others
     (`AgeSexTraining`), and says how likely the fold's labels are; its confidence is corrected by one temperature for
-    sexes and one for ages, which make all labels as likely as they can be. The least likely labels are flagged.
+    sexes and one for ages, which make all labels as likely as they can be. Flagged are the labels that are least
+    likely beside the likeliest ones of the same photo.
 
     Writes into `out`: `flagged.csv`, the flagged photos, the worst first, with labels and what was seen;
     `leave-out.txt`, their names, which every data module leaves out when it is given as `leave_out`; `review.html`,
-    their pictures, to reject or keep each, and to save the list that comes of it; `report.json`.
+    their pictures, to reject or keep each, and to save the list that comes of it; `report.json`. With planted labels
+    there is neither list nor page: some of their photos are labelled rightly in the set.
 
     Args:
         data: a recipe with its data, or a prepared set.
         out: folder for the results; made if missing.
         folds: parts, 2 or more.
-        steps: batches of 64 of each training.
+        steps: batches of 64 of each training; None for eight times all photos, and 300 at least.
         share: of the photos, how many to flag.
         plant: share of the photos to give a wrong label first, to see how many of them are found; half of these get the
             other sex, half an age at least 20 years off.
@@ -114,6 +119,7 @@ def clean(
     planted = torch.zeros(len(photos.names), dtype=torch.bool)
     if plant:
         photos, planted = plant_errors(photos, plant, seed)
+    steps = steps or max(300, PASSES * len(photos.names) // BATCH)
     predicted = cross_validated(photos, folds, steps, seed, out)
     doubt = doubts(predicted, photos.sex, photos.age)
     flagged = doubt.argsort(descending=True)[: max(1, round(share * len(doubt)))]
@@ -148,11 +154,15 @@ def clean(
     ]
     header = ("photo", "sex", "age", "sex_seen", "age_seen", "doubt", *(["planted"] if plant else []))
     write_csv(out / TABLE, header, rows)
+    for name in (LIST, PAGE):
+        (out / name).unlink(missing_ok=True)
+    write_json(out / "report.json", report)
+    if plant:
+        return report
     about = f"# Photos whose labels `idface data clean` doubts, the worst first: {len(rows)} of {len(photos.names)}."
     with whole_file(out / LIST) as file:
         file.write_text("\n".join([about, *(str(row[0]) for row in rows)]) + "\n", "utf-8")
     _write_page(out / PAGE, rows, photos.images[flagged], str(data))
-    write_json(out / "report.json", report)
     return report
 
 
@@ -173,21 +183,19 @@ def in_words(report: dict[str, Any]) -> list[str]:
 
 def labelled_photos(data: FaceDataModule) -> LabelledPhotos:
     """Every photo of known sex and age, whatever the data's split uses it for."""
-    found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-    loaders = [data.training_photos(), *data.val_dataloader(), *data.test_dataloader()]
-    for loader in loaders:
+    total = len(data.photos)
+    images = torch.empty(total, 3, data.image_size, data.image_size, dtype=torch.uint8)
+    person, sex, age = torch.full((total,), -1), torch.full((total,), torch.nan), torch.full((total,), torch.nan)
+    for loader in (data.training_photos(), *data.val_dataloader(), *data.test_dataloader()):
         for batch in loader:
-            sex, age = labels_of(batch)
-            known = (sex.abs() == 1) & ~age.isnan()
-            columns = zip(batch["image"], batch["identity"], sex, age, strict=True)
-            for row, fine, photo in zip(batch["index"].tolist(), known.tolist(), columns, strict=True):
-                if fine:
-                    found[row] = photo
-    rows = sorted(found)
-    if not rows:
+            rows = batch["index"]
+            images[rows], person[rows] = batch["image"], batch["identity"]
+            sex[rows], age[rows] = labels_of(batch)
+    known = ((sex.abs() == 1) & ~age.isnan()).nonzero()[:, 0]
+    if not len(known):
         raise ValueError("--data: no photo is of known sex and age")
-    images, person, sex, age = (torch.stack(column) for column in zip(*(found[row] for row in rows), strict=True))
-    return LabelledPhotos([data.photos[row].name for row in rows], images, person, sex, age)
+    names = [data.photos[row].name for row in known.tolist()]
+    return LabelledPhotos(names, images[known], person[known], sex[known], age[known])
 
 
 def plant_errors(photos: LabelledPhotos, share: float, seed: int) -> tuple[LabelledPhotos, Tensor]:
@@ -215,11 +223,12 @@ def cross_validated(photos: LabelledPhotos, folds: int, steps: int, seed: int, o
     for number in track(range(folds), "Training", transient=True):
         inside = fold == number
         model = _train(photos, (~inside).nonzero()[:, 0], steps, seed * folds + number, out)
-        network = model.trained("network").eval()
+        network = model.trained("network").to(best_device()).eval()
         rows = inside.nonzero()[:, 0]
         with torch.no_grad():
             for part in rows.split(4 * BATCH):
-                male[part], years[part] = network(to_float(photos.images[part]))
+                logits = network(to_float(photos.images[part]).to(best_device()))
+                male[part], years[part] = (each.cpu() for each in logits)
     return Predicted(male, years)
 
 
@@ -231,11 +240,17 @@ def fold_of(person: Tensor, folds: int, seed: int) -> Tensor:
 
 
 def doubts(predicted: Predicted, sex: Tensor, age: Tensor) -> Tensor:
-    """How unlikely each label is, (N,): minus the logarithm of the sex's chance and of that of ages near the label."""
-    years = age.round().long().clamp(0, YEARS - 1)
-    hot = min(_temperatures(), key=lambda heat: float(_unlikely_sex(predicted.male / heat, sex).mean()))
-    hot_age = min(_temperatures(), key=lambda heat: float(_unlikely_age(predicted.years / heat, years).mean()))
-    return _unlikely_sex(predicted.male / hot, sex) + _unlikely_age(predicted.years / hot_age, years)
+    """How much less likely each label is than the likeliest one of its photo, (N,): a logarithm, 0 or more.
+
+    The likelihood of an age is the mean chance of the years near it. Beside the likeliest one, or labels of the old, of
+    whose ages nobody is sure, would be doubted most.
+    """
+    male, logits = predicted
+    label = torch.arange(len(age)), age.round().long().clamp(0, YEARS - 1)
+    heat_of_sex = min(_temperatures(), key=lambda heat: float(_unlikely_sex(male / heat, sex).mean()))
+    heat_of_age = min(_temperatures(), key=lambda heat: float(_unlikely_ages(logits / heat)[label].mean()))
+    of_ages = _unlikely_ages(logits / heat_of_age)
+    return torch.relu(-male / heat_of_sex * sex) + of_ages[label] - of_ages.min(1).values
 
 
 def _temperatures() -> list[float]:
@@ -246,10 +261,12 @@ def _unlikely_sex(male: Tensor, sex: Tensor) -> Tensor:
     return torch.nn.functional.softplus(-male * sex)
 
 
-def _unlikely_age(logits: Tensor, years: Tensor) -> Tensor:
-    chances = logits.softmax(1)
-    apart = (torch.arange(YEARS) - years[:, None]).abs()
-    return -(chances * (apart <= NEAR)).sum(1).clamp(min=1e-12).log()
+def _unlikely_ages(logits: Tensor) -> Tensor:
+    """Minus the logarithm of the mean chance of the years near each age, (N, 101)."""
+    chances = torch.nn.functional.avg_pool1d(
+        logits.softmax(1)[:, None], 2 * NEAR + 1, stride=1, padding=NEAR, count_include_pad=False
+    )
+    return -chances[:, 0].clamp(min=1e-12).log()
 
 
 class _Photos(Dataset[FaceBatch]):
@@ -290,7 +307,7 @@ def _train(photos: LabelledPhotos, rows: Tensor, steps: int, seed: int, out: Pat
         trainer.fit(model, loader)
     except SystemExit as error:  # how the Trainer passes on that it was interrupted
         raise KeyboardInterrupt from error
-    return model.cpu()
+    return model
 
 
 def _write_page(file: Path, rows: Sequence[Sequence[Any]], images: Tensor, data: str) -> None:

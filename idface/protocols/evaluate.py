@@ -1,6 +1,6 @@
 """`idface evaluate`: are the faces of a label-conditioned GAN found, obedient, various and new? (Sanche, section 5)."""
 
-from collections.abc import Iterable
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,22 +11,28 @@ from rich.progress import track
 from torch import Tensor
 
 from data_modules.base import FaceDataModule
-from data_modules.batch import FaceBatch, labels_of, to_float
+from data_modules.batch import EVALUATION_SETS, labels_of, to_float
 from idface.checkpoints import best_device
 from idface.files import write_csv, write_json
 from idface.latent.results import captioned
 from idface.metrics.detection import CASCADES, hits_of_each
 from idface.metrics.labels import LabelObedience
 from idface.metrics.variety import JudgedFaces
+from idface.modules.base import digest_of_training_photos
 from idface.modules.label_dcgan import LabelConditionedDCGAN
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
 from idface.protocols.sample import load_labelled
 from idface.protocols.sources import photos_of_model
 from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.alignment import FaceDetector
+from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 
+log = logging.getLogger(__name__)
+
 BATCH = 250
+FEWEST = 4
+"""Faces that can be judged: two halves of them are compared."""
 SHOWN = 8
 """Samples nearest to a training photo that a picture shows."""
 
@@ -57,16 +63,17 @@ def evaluate(
     """Judge faces of random noise beside as many photos that were held out, of the same sexes and ages.
 
     Writes into `out`: `report.json` and `report.csv`, each figure of real and of generated faces and, for rates of
-    detection, their ratio: `cascades` and each of the seven, `mtcnn`; `age_error`, `age_error_by_chance`,
-    `age_correlation`, `sex_accuracy`; `variety` and `frechet_distance` (of real faces: between two halves of them);
-    `nearest_training`, the median distance to the nearest training photo. `nearest.png` shows the samples nearest to a
-    training photo, each beside it.
+    detection, their ratio: `cascades` and each of the seven, `mtcnn`; `age_error`, `age_error_ignoring`,
+    `age_correlation`, `sex_accuracy`; `variety`; `frechet_distance`, of half of the faces to the other half of the real
+    ones; `nearest_training`, the median distance to the nearest training photo, and `nearer_than_most`, the share of
+    faces that are nearer to one than 99 of 100 held-out photos are. `nearest.csv` has the nearest training photo of
+    each face, `nearest.png` shows those nearest of all.
 
     Args:
         checkpoint: of a LabelConditionedDCGAN, or `zoo:NAME`.
         out: folder for the results; made if missing.
         data: what the model was trained on, see `photos_of_model`; None for the run's own.
-        count: most faces to judge; there are as many as held-out photos of known labels at most.
+        count: most faces to judge, 4 or more; there are as many as held-out photos of known labels at most.
         seed: of the noise and of the choice of photos.
         estimator: of age and sex, `zoo:NAME` or a file.
         judge: see `build_recognizer`; measures distances.
@@ -78,11 +85,20 @@ def evaluate(
         CheckpointError: the checkpoint cannot be used.
         ValueError: an option is of no use, or the data has no held-out photos with labels.
     """
+    if count < FEWEST:
+        raise ValueError(f"--count is {count}, expected {FEWEST} or more: distributions are compared")
     device = best_device()
     model = load_labelled(checkpoint).to(device)
-    photos = photos_of_model(checkpoint, data, model.image_size)
-    real, training = _some(held_out(photos, model), count, seed), _labelled(photos.training_photos(), model)
+    photos = photos_of_model(checkpoint, data, model.image_size, model.photos_digest)
+    real = _some(held_out(photos, model), count, seed)
     seer, measure = AgeSexEstimator(estimator).to(device), build_recognizer(judge).to(device)
+    has_seen_none = seer.photos_digest == digest_of_training_photos(photos)
+    if not has_seen_none:
+        log.warning(
+            "--estimator %s was trained on other photos than the model, perhaps on some that are judged here: its "
+            "figures of real photos may be too good",
+            estimator,
+        )
     made = torch.cat(
         [
             torch.from_numpy(to_picture(model.generate(latents, sex.to(device), age.to(device)))).movedim(-1, -3)
@@ -96,27 +112,44 @@ def evaluate(
     )
     figures: dict[str, dict[str, float]] = {"real": {}, "generated": {}}
     embedded = {"real": measure.embed(real.images), "generated": measure.embed(made)}
-    known = measure.embed(training.images)
+    known, rows = _training_embeddings(photos, measure)
     judged = {"real": real.images, "generated": made}
     for kind, images in judged.items():
         figures[kind] |= detection_rates(images) | obedience(seer, images, real.sex, real.age)
-        figures[kind] |= _variety(embedded[kind], embedded["real"], kind == "real")
+        figures[kind] |= _variety(embedded[kind], embedded["real"])
     nearest = {kind: _nearest(embeddings, known) for kind, embeddings in embedded.items()}
+    usual = nearest["real"][0].quantile(0.01)
     for kind, (apart, _) in nearest.items():
         figures[kind]["nearest_training"] = float(apart.median())
+        figures[kind]["nearer_than_most"] = float((apart < usual).float().mean())
 
-    rates = ("cascades", "mtcnn")
-    ratios = {name: figures["generated"][name] / max(figures["real"][name], 1e-9) for name in rates}
-    about = {"checkpoint": checkpoint, "faces": len(real.age), "training_photos": len(training.age), "seed": seed}
-    report: dict[str, Any] = about | {"judge": measure.name, "estimator": estimator} | figures | {"ratio": ratios}
+    ratios = {
+        name: figures["generated"][name] / rate if rate > 0 else None
+        for name, rate in figures["real"].items()
+        if name.split("/")[0] in ("cascades", "mtcnn")
+    }
+    about = {"checkpoint": checkpoint, "faces": len(real.age), "training_photos": len(rows), "seed": seed}
+    report: dict[str, Any] = about | {"judge": measure.name, "estimator": estimator}
+    report |= {"estimator_has_seen_none": has_seen_none} | figures | {"ratio": ratios}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)
+    apart, place = (each.cpu() for each in nearest["generated"])
+    write_csv(
+        out / "nearest.csv",
+        ("face", "sex", "age", "training_photo", "distance"),
+        [
+            (number, float(real.sex[number]), float(real.age[number]), photos.photos[int(rows[row])].name, float(far))
+            for number, (row, far) in enumerate(zip(place.tolist(), apart, strict=True))
+        ],
+    )
     write_csv(
         out / "report.csv",
         ("figure", "real", "generated"),
         [(name, value, figures["generated"][name]) for name, value in figures["real"].items()],
     )
-    save_synthetic(_pairs(made, training.images, *nearest["generated"]), out / "nearest.png", about)
+    closest = apart.argsort()[:SHOWN]
+    sources = _training_pictures(photos, rows[place[closest]])
+    save_synthetic(_pairs(made[closest], sources, apart[closest]), out / "nearest.png", about)
     return report
 
 
@@ -125,15 +158,21 @@ def in_words(report: dict[str, Any]) -> list[str]:
     real, made, ratio = report["real"], report["generated"], report["ratio"]
     return [
         f"found by any of seven cascades: {made['cascades']:.1%} (real {real['cascades']:.1%}, ratio "
-        f"{ratio['cascades']:.3f}); by MTCNN: {made['mtcnn']:.1%} (real {real['mtcnn']:.1%}, {ratio['mtcnn']:.3f})",
-        f"age: {made['age_error']:.1f} years off on average (a model that ignores it: "
-        f"{made['age_error_by_chance']:.1f}; real photos {real['age_error']:.1f}), correlation "
+        f"{_ratio(ratio['cascades'])}); by MTCNN: {made['mtcnn']:.1%} (real {real['mtcnn']:.1%}, "
+        f"{_ratio(ratio['mtcnn'])})",
+        f"age: {made['age_error']:.1f} years off on average (a model that ignores it comes to "
+        f"{made['age_error_ignoring']:.1f} at least; real photos {real['age_error']:.1f}), correlation "
         f"{made['age_correlation']:.2f} (real {real['age_correlation']:.2f})",
         f"sex: {made['sex_accuracy']:.1%} right (real {real['sex_accuracy']:.1%})",
         f"{report['judge']}: two faces are {made['variety']:.2f} apart (real {real['variety']:.2f}); Frechet distance "
         f"{made['frechet_distance']:.3f} (between halves of the real ones {real['frechet_distance']:.3f}); the nearest "
-        f"training photo is {made['nearest_training']:.2f} away (from held-out photos {real['nearest_training']:.2f})",
+        f"training photo is {made['nearest_training']:.2f} away (from held-out photos {real['nearest_training']:.2f}), "
+        f"and nearer than to 99 % of these for {made['nearer_than_most']:.1%}",
     ]
+
+
+def _ratio(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def detection_rates(images: Tensor) -> dict[str, float]:
@@ -162,30 +201,43 @@ def obedience(estimator: AgeSexEstimator, images: Tensor, sex: Tensor, age: Tens
 
 
 def held_out(photos: FaceDataModule, model: LabelConditionedDCGAN) -> Labelled:
-    """The photos of labels that the model was taught on which it was not trained.
+    """The photos of labels that the model was taught, each once, of people on whom it was not trained.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are fewer than four.
     """
-    loaders = [loader for each in (photos.val_dataloader(), photos.test_dataloader()) for loader in each[:2]]
-    found = _labelled((batch for loader in loaders for batch in loader), model)
-    if len(found.age) < 2:
+    unseen = EVALUATION_SETS.index("unseen")
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for loaders in (photos.val_dataloader(), photos.test_dataloader()):
+        for batch in loaders[unseen]:
+            sex, age = labels_of(batch)
+            columns = zip(batch["index"].tolist(), batch["image"], sex, age, strict=True)
+            for (row, *photo), is_known in zip(columns, model.coding.known(sex, age).tolist(), strict=True):
+                if is_known:
+                    found[row] = (photo[0], photo[1], photo[2])
+    if len(found) < FEWEST:
         raise ValueError(
-            f"--data: {len(found.age)} photos of known sex and age were held out of training, expected 2 or more: "
+            f"--data: {len(found)} photos of known sex and age were held out of training, expected {FEWEST} or more: "
             "set val_share and test_share (or val_identities and test_identities) of the data above 0"
         )
-    return found
+    return Labelled(*(torch.stack(column) for column in zip(*(found[row] for row in sorted(found)), strict=True)))
 
 
-def _labelled(batches: Iterable[FaceBatch], model: LabelConditionedDCGAN) -> Labelled:
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for batch in batches:
-        sex, age = labels_of(batch)
-        known = model.coding.known(sex, age)
-        parts.append((batch["image"][known], sex[known], age[known]))
-    if not parts:
-        return Labelled(torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0), torch.empty(0))
-    return Labelled(*map(torch.cat, zip(*parts, strict=True)))
+def _training_embeddings(photos: FaceDataModule, judge: Recognizer) -> tuple[Tensor, Tensor]:
+    """Embeddings (M, D) of the training photos, and their rows in the data, int64 (M,)."""
+    batches = [(judge.embed(batch["image"]), batch["index"]) for batch in photos.training_photos()]
+    embeddings, rows = zip(*batches, strict=True)
+    return torch.cat(embeddings), torch.cat(rows)
+
+
+def _training_pictures(photos: FaceDataModule, rows: Tensor) -> Picture:
+    """Some training photos, uint8 (N, S, S, 3), by their rows in the data."""
+    wanted, found = set(rows.tolist()), {}
+    for batch in photos.training_photos():
+        for row, image in zip(batch["index"].tolist(), batch["image"], strict=True):
+            if row in wanted:
+                found[row] = image.movedim(0, -1).numpy()
+    return np.stack([found[row] for row in rows.tolist()])
 
 
 def _some(photos: Labelled, count: int, seed: int) -> Labelled:
@@ -193,28 +245,28 @@ def _some(photos: Labelled, count: int, seed: int) -> Labelled:
     return Labelled(*(each[rows] for each in photos))
 
 
-def _variety(embeddings: Tensor, real: Tensor, is_real: bool) -> dict[str, float]:
-    """How far apart two faces are, and all of them from real ones; of these one half from the other."""
-    metric = JudgedFaces(embeddings.shape[1]).to(embeddings.device)
+def _variety(embeddings: Tensor, real: Tensor) -> dict[str, float]:
+    """How far apart two of N faces are; and how far half of them are, all together, from the other half of N real ones.
+
+    Real faces are compared with themselves so, of as many faces: the Frechet distance of few is larger.
+    """
     half = len(real) // 2
-    metric.update(real[:half] if is_real else real, real=True)
-    metric.update(real[half:] if is_real else embeddings, real=False)
-    found = metric.compute()
-    apart = metric.variety_generated
-    apart.update(real[:half] if is_real else embeddings[:0])
-    return {"variety": float(apart.compute()), "frechet_distance": float(found["frechet_distance"])}
+    metric = JudgedFaces(embeddings.shape[1]).to(embeddings.device)
+    metric.update(real[half : 2 * half], real=True)
+    metric.update(embeddings[:half], real=False)
+    frechet = float(metric.frechet.compute())
+    metric.variety_generated.update(embeddings[half:])
+    return {"variety": float(metric.variety_generated.compute()), "frechet_distance": frechet}
 
 
 def _nearest(embeddings: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance (N,) to the nearest of M known embeddings, and which it is."""
-    parts = [(2 - 2 * part @ known.T).min(1) for part in embeddings.split(BATCH)]  # squared, of unit vectors
+    """Squared distance (N,) to the nearest of M known unit embeddings, and which it is."""
+    parts = [(2 - 2 * part @ known.T).min(1) for part in embeddings.split(BATCH)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
-def _pairs(made: Tensor, training: Tensor, apart: Tensor, place: Tensor) -> Picture:
-    """The samples nearest to a training photo, in a row, each with it below."""
-    rows = apart.argsort()[:SHOWN].cpu()
-    samples = [mark_synthetic(face) for face in made[rows].movedim(1, -1).numpy()]
-    photos = list(training[place.cpu()[rows]].movedim(1, -1).numpy())
-    captions = [f"{float(apart[row]):.2f}" for row in rows]
-    return np.concatenate([captioned(samples, captions), captioned(photos, ["training"] * len(photos))])
+def _pairs(made: Tensor, training: Picture, apart: Tensor) -> Picture:
+    """Faces uint8 (N, 3, S, S) in a row, each with its nearest training photo below."""
+    samples = [mark_synthetic(face) for face in made.movedim(1, -1).numpy()]
+    captions = [f"{float(each):.2f}" for each in apart]
+    return np.concatenate([captioned(samples, captions), captioned(list(training), ["training"] * len(training))])

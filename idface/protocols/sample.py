@@ -18,6 +18,9 @@ SEXES = {"female": -1.0, "male": 1.0}
 Format = Literal["grid", "images", "folder"]
 LABELS = "labels.csv"
 MOST_AGES = 1000
+MOST_PIXELS = 30_000
+"""Height of a grid."""
+BATCH = 256
 
 
 def sample(
@@ -53,7 +56,13 @@ def sample(
     """
     model = load_labelled(checkpoint).to(best_device())
     years = parse_ages(ages, model)
+    sexes = list(dict.fromkeys(sexes))
     recipe: dict[str, Any] = {"checkpoint": checkpoint, "seed": seed}
+    if format == "grid" and count * len(sexes) * model.image_size > MOST_PIXELS:
+        raise ValueError(
+            f"--count is {count}: a grid of so many rows is larger than pictures can be; lower it, or take "
+            "--format images"
+        )
     latents = model.fixed_latents(count, seed)
     if format == "grid":
         signs = [SEXES[sex] for sex in sexes]
@@ -65,15 +74,17 @@ def sample(
 
     folder = out / "faces" if format == "folder" else out
     rows: list[tuple[str, str, float, int]] = []
-    for number, latent in enumerate(track(latents, "Making faces", transient=True, disable=count < 100)):
-        for sex in sexes:
-            age = torch.tensor(years, device=latent.device)
-            faces = model.generate(latent.expand(len(years), -1), torch.full_like(age, SEXES[sex]), age)
-            for face, year in zip(to_picture(faces), years, strict=True):
-                name = f"{number:0{len(str(count - 1))}d}-{sex}-{year:g}.png"
-                label = {"sex": sex, "age": year, "noise": number}
-                save_synthetic(mark_synthetic(face), folder / name, recipe | label)
-                rows.append((name, sex, year, number))
+    wanted = [(number, sex, year) for number in range(count) for sex in sexes for year in years]
+    batches = [wanted[start : start + BATCH] for start in range(0, len(wanted), BATCH)]
+    for batch in track(batches, "Making faces", transient=True, disable=len(batches) < 3):
+        numbers, words, asked = zip(*batch, strict=True)
+        signs = torch.tensor([SEXES[sex] for sex in words], device=latents.device)
+        faces = model.generate(latents[list(numbers)], signs, torch.tensor(asked, device=latents.device))
+        for face, (number, sex, year) in zip(to_picture(faces), batch, strict=True):
+            name = f"{number:0{len(str(count - 1))}d}-{sex}-{year:g}.png"
+            label = {"sex": sex, "age": year, "noise": number}
+            save_synthetic(mark_synthetic(face), folder / name, recipe | label)
+            rows.append((name, sex, year, number))
     if format == "folder":
         write_csv(out / LABELS, ("file", "sex", "age", "noise"), rows)
     return [folder / row[0] for row in rows]
@@ -115,7 +126,10 @@ def parse_ages(text: str, model: LabelConditionedDCGAN) -> list[float]:
         raise ValueError(
             f"--age {text}: expected an age, several as in 20,40,60, or first:last:step as in 15:75:10"
         ) from None
+    ages = list(dict.fromkeys(ages))
     low, high = model.coding.youngest, model.coding.oldest
+    if len(ages) > MOST_AGES:
+        raise ValueError(f"--age {text}: {len(ages)} ages, expected {MOST_AGES} at most")
     if outside := [age for age in ages if not low <= age <= high]:
         raise ValueError(f"--age {text}: {outside[0]:g} is none of the model's ages, {low:g} to {high:g}")
     return ages

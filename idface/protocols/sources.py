@@ -18,7 +18,7 @@ from data_modules.photos import PhotoError, read_photos
 from data_modules.prepare.shards import MANIFEST
 from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import find_checkpoint
-from idface.modules.base import digest_of_names
+from idface.modules.base import digest_of_names, digest_of_training_photos
 from idface.names import whole_class_paths
 from idface.run import run_of
 
@@ -88,18 +88,26 @@ def training_data(checkpoint: str, given: Path | None, known: KnownPeople) -> Fa
     return data
 
 
-def photos_of_model(checkpoint: str, given: Path | None, image_size: int) -> FaceDataModule:
+def photos_of_model(checkpoint: str, given: Path | None, image_size: int, digest: str | None) -> FaceDataModule:
     """The data that a model was trained on, whoever they show, with its own split.
 
     Args:
         checkpoint, given: as for `training_data`.
         image_size: side of the pictures in pixels.
+        digest: what tells the photos that it was trained on from others, if it is known.
 
     Raises:
         FileNotFoundError: nothing was given and the checkpoint lies in no run.
-        ValueError: the recipe has no `data`, or what was given is no prepared set.
+        ValueError: the recipe has no `data`, what was given is no prepared set, or it trains on other photos.
     """
-    return data_of(given or _recipe_of_run(checkpoint), image_size)
+    given = given or _recipe_of_run(checkpoint)
+    data = data_of(given, image_size)
+    if digest is not None and digest_of_training_photos(data) != digest:
+        raise ValueError(
+            f"--data {given}: these data train on other photos than {checkpoint} was trained on, so what it has not "
+            "seen is not known: give the config.yaml of its run, or the same set with the same shares and seed"
+        )
+    return data
 
 
 def data_of(given: Path, image_size: int) -> FaceDataModule:

@@ -1,8 +1,10 @@
 """How old people look and of which sex, by a network trained on labelled photos: judges faces made of such labels."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from idface.networks.age_sex import AgeSexNetwork, expected_age
@@ -13,8 +15,22 @@ from idface.zoo import PREFIX, zoo_file
 PREFIX_OF_EXPORTS = "network."
 
 
+def _photos_digest(path: Path) -> str | None:
+    """What an export says of the photos; None of other files."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "null")) or {}
+    except (SafetensorError, ValueError):  # what is wrong with the file, reading its weights says
+        return None
+    return facts.get("photos_digest")
+
+
 class AgeSexEstimator(nn.Module):
     """A frozen network that estimates age and sex. No loss of a generator may flow through the one that judges it.
+
+    `photos_digest` tells the photos that it was trained on from others, if it is known (see `FaceModule`).
 
     Args:
         weights: `zoo:NAME`, or a file that `idface export` wrote of `experiments/age_sex.yaml`.
@@ -27,6 +43,7 @@ class AgeSexEstimator(nn.Module):
     def __init__(self, weights: str | Path = "zoo:age-sex") -> None:
         super().__init__()
         path = zoo_file(str(weights).removeprefix(PREFIX)) if str(weights).startswith(PREFIX) else Path(weights)
+        self.photos_digest = _photos_digest(path)
         state = {name.removeprefix(PREFIX_OF_EXPORTS): value for name, value in read_state_dict(path).items()}
         convolutions = [value for name, value in state.items() if name.startswith("layers.") and value.ndim == 4]
         if not convolutions:

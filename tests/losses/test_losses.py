@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from idface.losses.adversarial import discriminator_loss, generator_loss
+from idface.losses.adversarial import discriminator_loss, generator_loss, matching_aware_loss
 from idface.losses.classification import cosface_loss, identity_loss
 from idface.losses.matching import (
     feature_matching_loss,
@@ -30,6 +30,21 @@ def test_discriminator_loss_is_equation_4() -> None:
     d_real, d_fake = 1 / (1 + np.exp(-real.numpy())), 1 / (1 + np.exp(-fake.numpy()))
     expected = -np.log(d_real).mean() - np.log(1 - d_fake).mean()
     assert np.isclose(discriminator_loss(real, fake).item(), expected)
+
+
+def test_matching_aware_loss_counts_wrong_labels_as_half_of_what_is_not_real() -> None:
+    real, fake, wrong = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.0]), torch.tensor([1.5, -3.0])
+
+    def sigmoid(value: float) -> float:
+        return 1 / (1 + math.exp(-value))
+
+    of_real = -sum(math.log(sigmoid(value)) for value in real.tolist()) / 2
+    of_fake = -sum(math.log(1 - sigmoid(value)) for value in fake.tolist()) / 2
+    of_wrong = -math.log(1 - sigmoid(1.5))  # the other label is not wrong
+    loss = matching_aware_loss(real, fake, wrong, torch.tensor([True, False]))
+    assert math.isclose(loss.item(), of_real + (of_fake + of_wrong) / 2, rel_tol=1e-5)
+    none = matching_aware_loss(real, fake, wrong, torch.tensor([False, False]))
+    assert math.isclose(none.item(), of_real + of_fake / 2, rel_tol=1e-5)
 
 
 def test_discriminator_loss_stays_finite_when_sure_and_wrong() -> None:

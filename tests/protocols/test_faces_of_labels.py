@@ -17,9 +17,11 @@ from data_modules.utkface import UTKFaceDataModule
 from idface.checkpoints import CheckpointError, export_weights
 from idface.cli import main
 from idface.modules.age_sex import AgeSexTraining
+from idface.modules.base import digest_of_training_photos
 from idface.modules.label_dcgan import LabelConditionedDCGAN
 from idface.networks.age_sex import YEARS
 from idface.pictures import is_marked_synthetic
+from idface.protocols import clean as clean_module
 from idface.protocols.age import age_photos
 from idface.protocols.clean import (
     LIST,
@@ -28,6 +30,7 @@ from idface.protocols.clean import (
     LabelledPhotos,
     Predicted,
     clean,
+    cross_validated,
     doubts,
     fold_of,
     labelled_photos,
@@ -186,11 +189,33 @@ def test_figures_of_generated_and_of_real_faces(
     assert made["mtcnn"] < real["mtcnn"]  # nothing was trained
     assert report["ratio"]["mtcnn"] == pytest.approx(made["mtcnn"] / real["mtcnn"])
     assert made["variety"] < 0.5 * real["variety"]
+    assert real["nearer_than_most"] < 0.1
     assert made["frechet_distance"] > real["frechet_distance"]
     assert made["nearest_training"] > real["nearest_training"]
     assert (out / "nearest.png").is_file()
+    with (out / "nearest.csv").open(newline="") as table:
+        nearest = list(csv.DictReader(table))
+    assert len(nearest) == held_out
+    data_module = UTKFaceDataModule(**{**data, "root": Path(data["root"])})
+    training = {data_module.photos[row].name for row in data_module.split.train}
+    assert {row["training_photo"] for row in nearest} <= training
+    assert report["estimator_has_seen_none"] is False  # what it was trained on is not known
     few = evaluate(model, tmp_path / "few", recipe, count=5, estimator=estimator)
     assert few["faces"] == 5
+    with pytest.raises(ValueError, match="--count is 3"):
+        evaluate(model, tmp_path / "few", recipe, count=3, estimator=estimator)
+
+
+def test_data_that_a_model_was_not_trained_on_are_refused(tmp_path: Path, estimator: str, recipe: Path) -> None:
+    file = checkpoint(tmp_path)
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"photos_digest": "0" * 12}, file)
+    with pytest.raises(ValueError, match="these data train on other photos"):
+        evaluate(file, tmp_path / "out", recipe, estimator=estimator)
+    config = yaml.safe_load(recipe.read_text())["data"]["init_args"]
+    digest = digest_of_training_photos(UTKFaceDataModule(**{**config, "root": Path(config["root"])}))
+    torch.save(content | {"photos_digest": digest}, file)
+    assert evaluate(file, tmp_path / "out", recipe, count=4, estimator=estimator)["faces"] == 4
 
 
 # ----------------------------------------------------------------------------------------------------------- clean
@@ -237,15 +262,43 @@ def test_wrong_labels_are_the_most_doubtful() -> None:
     assert torch.allclose(surer.mean(), doubt.mean(), rtol=0.2)  # the temperatures take confidence out
 
 
+def test_networks_judge_photos_that_they_were_not_trained_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    photos = photos_of(60)
+    seen: list[torch.Tensor] = []
+
+    class Blind:
+        def trained(self, name: str) -> torch.nn.Module:
+            return self.Network(len(seen))
+
+        class Network(torch.nn.Module):
+            def __init__(self, number: int) -> None:
+                super().__init__()
+                self.number = number
+
+            def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return torch.full((len(image),), float(self.number)), torch.zeros(len(image), YEARS)
+
+    def train(photos: LabelledPhotos, rows: torch.Tensor, *_: Any) -> Blind:
+        seen.append(rows)
+        return Blind()
+
+    monkeypatch.setattr(clean_module, "_train", train)
+    predicted = cross_validated(photos, 4, 1, 0, tmp_path)
+    for number, rows in enumerate(seen, 1):
+        judged = (predicted.male == number).nonzero()[:, 0]
+        assert not set(judged.tolist()) & set(rows.tolist())
+        assert len(judged) + len(rows) == 60
+
+
 def test_what_clean_writes_is_what_readers_leave_out(
     tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    options = ["--folds", "2", "--steps", "6", "--share", "0.1", "--plant", "0.05"]
+    options = ["--folds", "2", "--steps", "6", "--share", "0.1"]
     main(["data", "clean", "--data", str(recipe), "--out", str(out), *options])
-    assert "wrong labels that were planted" in capsys.readouterr().out
+    assert str(out / PAGE) in capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
-    assert (report["photos"], report["flagged"], report["planted"]["photos"]) == (80, 8, 4)
+    assert (report["photos"], report["flagged"]) == (80, 8)
     with (out / TABLE).open(newline="") as table:
         rows = list(csv.DictReader(table))
     assert [float(row["doubt"]) for row in rows] == sorted((float(row["doubt"]) for row in rows), reverse=True)
@@ -259,6 +312,11 @@ def test_what_clean_writes_is_what_readers_leave_out(
     kept = UTKFaceDataModule(**arguments, leave_out=out / LIST)
     assert names - {photo.name for photo in kept.photos} == {row["photo"] for row in rows}
     assert len(kept.rejected) == 8
+    main(["data", "clean", "--data", str(recipe), "--out", str(out), *options, "--plant", "0.05"])
+    assert "wrong labels that were planted" in capsys.readouterr().out
+    assert json.loads((out / "report.json").read_text())["planted"]["photos"] == 4
+    assert not (out / LIST).exists()  # it would leave out photos whose labels are right
+    assert not (out / PAGE).exists()
     with pytest.raises(FileNotFoundError, match=r"leave_out: there is no file"):
         UTKFaceDataModule(**arguments, leave_out=tmp_path / "leave-out.txt")
 
