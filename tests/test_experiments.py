@@ -36,6 +36,7 @@ SMALL_DATA = {
     "val_identities": 1,
     "test_identities": 1,
     "held_out_photos": 2,
+    "sampler": None,
 }
 SHORT = {
     "max_steps": 2,
@@ -117,7 +118,7 @@ def small(configs: list[Path], face_folder: Path, labelled_folder: Path, folder:
     arguments = inspect.signature(pkgutil.resolve_name(class_path(name_of_model(configs)))).parameters
     kind, data = "FaceFolderDataModule", {**SMALL_DATA, "root": str(face_folder), "cache_dir": str(folder / "cache")}
     if needs_labels(configs):
-        kind, data = "PreparedDataModule", {**SMALL_DATA, "root": str(labelled_folder), "sampler": None}
+        kind, data = "PreparedDataModule", {**SMALL_DATA, "root": str(labelled_folder)}
         del data["align"]
     config = {
         "model": {"init_args": {key: value for key, value in SMALL_MODEL.items() if key in arguments}},

@@ -65,8 +65,8 @@ def sample(
         )
     latents = model.fixed_latents(count, seed)
     if format == "grid":
-        signs = [SEXES[sex] for sex in sexes]
-        grid = ages_grid(model, latents, years, signs)
+        rows_of_sexes = [SEXES[sex] for sex in sexes]
+        grid = ages_grid(model, latents, years, rows_of_sexes)
         titles = [f"{age:g}" for age in years]
         picture = np.concatenate([titled(titles, model.image_size), grid])
         save_synthetic(picture, out / "grid.png", recipe | {"sexes": list(sexes), "ages": years, "count": count})
@@ -79,8 +79,9 @@ def sample(
     for batch in track(batches, "Making faces", transient=True, disable=len(batches) < 3):
         numbers, words, asked = zip(*batch, strict=True)
         signs = torch.tensor([SEXES[sex] for sex in words], device=latents.device)
-        faces = model.generate(latents[list(numbers)], signs, torch.tensor(asked, device=latents.device))
-        for face, (number, sex, year) in zip(to_picture(faces), batch, strict=True):
+        chosen = latents[list(numbers)]
+        made = model.generate(chosen, signs, torch.tensor(asked, device=latents.device))
+        for face, (number, sex, year) in zip(to_picture(made), batch, strict=True):
             name = f"{number:0{len(str(count - 1))}d}-{sex}-{year:g}.png"
             label = {"sex": sex, "age": year, "noise": number}
             save_synthetic(mark_synthetic(face), folder / name, recipe | label)

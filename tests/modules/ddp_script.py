@@ -106,7 +106,7 @@ def main(case: str, processes: int, folder: Path) -> None:
         steps,
         folder,
         devices=processes,
-        strategy="ddp_spawn" if processes > 1 else "auto",
+        strategy="ddp_fork" if processes > 1 else "auto",  # a spawned process would import everything again
         limit_val_batches=0 if case in ("joint", "labels") else 1.0,
         val_check_interval=None if case in ("joint", "labels") else steps,
         callbacks=[Leave(folder)],
