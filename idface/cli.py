@@ -246,6 +246,25 @@ def _add_ipgan_verbs(verbs: Any) -> None:
     frontalize.add_argument(
         "--classifier", default="zoo:attributes", metavar="CKPT", help="finds landmarks (%(default)s)"
     )
+    detect = verbs.add_parser(
+        "detect-adversarial", help="tell faces that were changed to pass for another's", allow_abbrev=False
+    )
+    detect.add_argument("--checkpoint", required=True, metavar="CKPT", help="of an OpenSetIPGAN, or zoo:NAME")
+    detect.add_argument("--photos", type=_existing, required=True, metavar="SET", help="a prepared set of people")
+    detect.add_argument("--pairs", type=_count, default=300, metavar="N", help="of different people (%(default)s)")
+    attacks = ("eq8", "pgd", "ddn", "aware")
+    detect.add_argument("--attacks", nargs="+", choices=attacks, default=attacks, help="(all)")
+    detect.add_argument(
+        "--thresholds", nargs="+", type=float, metavar="D", help="(0.4, 0.6, 0.8 and 1 of the recogniser's own)"
+    )
+    detect.add_argument("--steps", type=_count, default=100, metavar="N", help="of each attack (%(default)s)")
+    detect.add_argument(
+        "--recognizer", default="dlib", metavar="NAME", help=f"what is attacked (%(default)s): {RECOGNIZERS}"
+    )
+    detect.add_argument("--seed", type=int, default=0, metavar="N", help="of pairs and folds (%(default)s)")
+    detect.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
+    detect.set_defaults(run=_detect_adversarial)
+
     for verb, run in ((morph, _morph), (frontalize, _frontalize)):
         verb.add_argument("--checkpoint", required=True, metavar="CKPT", help="of an OpenSetIPGAN, or zoo:NAME")
         verb.add_argument("--judge", default="dlib", metavar="NAME", help=f"who it is (%(default)s): {RECOGNIZERS}")
@@ -581,6 +600,12 @@ def _frontalize(options: argparse.Namespace) -> None:
     from idface.protocols.frontalize import frontalize, in_words
 
     print(*in_words(_called(frontalize, options)), options.out, sep="\n")
+
+
+def _detect_adversarial(options: argparse.Namespace) -> None:
+    from idface.protocols.adversarial import detect_adversarial, in_words
+
+    print(*in_words(_called(detect_adversarial, options)), options.out, sep="\n")
 
 
 def _clean(options: argparse.Namespace) -> None:

@@ -326,6 +326,16 @@ class OpenSetIPGAN(FaceModule):
         """
         return self.generate(self.encode_identity(source), self.encode_attributes(attributes))
 
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Photos (B, 3, S, S) in [-1, 1] by their own f_I and f_A, likewise; differentiable with respect to them."""
+        seen = self.seen(image)
+        if self.identity_encoder is not None:
+            identity = self.identity_encoder(seen)
+        else:
+            identity = (self.trained("classifier") if self.classifier_learns else self.classifier)(seen)[0]
+        result: Tensor = self.trained("generator")(identity, self.trained("attribute_encoder")(seen)[0])
+        return result
+
     @torch.no_grad()
     def generate(self, identity: Tensor, attributes: Tensor) -> Tensor:
         """Faces (B, 3, S, S) in [-1, 1] from f_I (B, I) and f_A (B, J), by the averaged weights."""

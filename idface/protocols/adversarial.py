@@ -1,0 +1,404 @@
+"""`idface detect-adversarial`: faces that were changed to pass for another person's (Bao et al. 2018, section 4.5).
+
+An adversarial face has the features of somebody else, so what the model reconstructs of it looks like that person:
+input and reconstruction differ as those of an honest photo do not.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+
+from data_modules.batch import to_float, to_uint8
+from idface.checkpoints import best_device
+from idface.files import write_csv, write_json
+from idface.latent.results import captioned
+from idface.modules.ipgan import OpenSetIPGAN
+from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
+from idface.protocols.recombine import load_recombiner
+from idface.protocols.sources import People, people_of
+from idface.recognition.base import Recognizer, distance
+from idface.recognition.build import build_recognizer
+
+SHARES = (0.4, 0.6, 0.8, 1.0)
+"""The paper's thresholds; of its recogniser, whose distances are not ours: here they are shares of the one at which the
+recogniser tells people apart best."""
+PAPER = {0.4: 0.9241, 0.6: 0.8718, 0.8: 0.8258}
+"""Accuracies of table 4, as far as they are legible, by threshold."""
+ATTACKS = ("eq8", "pgd", "ddn", "aware")
+FOLDS = 5
+BATCH = 32
+CELLS = 8
+"""Rows and columns of cells in which LBP are counted."""
+PATTERNS = 59
+"""Uniform LBP of eight neighbours, the others as one."""
+SHOWN = 6
+PGD_LIMIT = 16 / 255
+"""Largest change of a pixel by PGD, in units of the range from black to white."""
+RATE = 0.03
+"""Of the descent under eq. 8 at its start, in units of pixels from -1 to 1."""
+
+
+class Pairs(NamedTuple):
+    """Photos of two people each, who are in one fold.
+
+    Attributes:
+        first, second: uint8 (N, 3, S, S); the first is to pass for the second.
+        fold: int64 (N,).
+    """
+
+    first: Tensor
+    second: Tensor
+    fold: Tensor
+
+
+def detect_adversarial(
+    checkpoint: str,
+    photos: Path,
+    out: Path,
+    pairs: int = 300,
+    attacks: Sequence[str] = ATTACKS,
+    thresholds: Sequence[float] | None = None,
+    steps: int = 100,
+    recognizer: str = "dlib",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Attack a recogniser with photos of pairs of people, and tell these from honest ones by their reconstructions.
+
+    Each pair is attacked both ways, and both its photos stand for honest ones. LBP histograms of input and
+    reconstruction, one after the other, go to a linear SVM; it is trained on four folds and asked on the fifth, and
+    nobody is in two. Attacks: `eq8`, the smallest change in L2 under eq. 8, by descent; `pgd` (Madry et al. 2018) and
+    `ddn` (Rony et al. 2019), of foolbox; `aware`, eq. 8 by somebody who knows the detector, and keeps the
+    reconstruction as it was. An attack that does not succeed leaves no adversarial face.
+
+    Writes into `out`: `table.csv`, a row for each attack and threshold: accuracy, area under the ROC curve, success of
+    the attack, size of the change; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and reconstructions of
+    both; `report.json`. Attacked photos are rounded to 256 levels, as pictures are, before anything looks at them.
+
+    Args:
+        checkpoint: of an OpenSetIPGAN, or `zoo:NAME`.
+        photos: a prepared set of people.
+        out: folder for the results; made if missing.
+        pairs: of different people.
+        attacks: some of the above.
+        thresholds: squared distances below which two faces are one person's; None for `SHARES` of the recogniser's.
+        steps: of each attack.
+        recognizer: what is attacked, see `build_recognizer`; the paper attacks f_C, the network of the model.
+        seed: of people, pairs and folds.
+
+    Returns:
+        What `report.json` holds.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ValueError: an option is of no use, or there are too few people.
+    """
+    if unknown := sorted(set(attacks) - set(ATTACKS)):
+        raise ValueError(f"--attacks has {unknown[0]}; expected some of {', '.join(ATTACKS)}")
+    device = best_device()
+    model = load_recombiner(checkpoint).to(device)
+    target = build_recognizer(recognizer).to(device)
+    if thresholds is None:
+        best = target.thresholds.best_threshold if target.everyday is None else target.everyday.unit.best_threshold
+        thresholds = [share * best for share in SHARES]
+    drawn = draw_pairs(people_of(photos, model.image_size, "--photos"), pairs, seed)
+    honest = to_float(torch.cat([drawn.first, drawn.second])).to(device)
+    victims = torch.cat([drawn.second, drawn.first])
+    fold = torch.cat([drawn.fold, drawn.fold])
+    embedded = target.embed(victims)
+    plain = features_of(model, honest)
+
+    rows: list[dict[str, Any]] = []
+    curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    for attack in attacks:
+        shown: Tensor | None = None
+        for threshold in thresholds:
+            changed = to_float(to_uint8(attacked(attack, target, model, honest, embedded, threshold, steps)))
+            succeeded = distance(target.embed(changed), embedded) < threshold
+            kept = succeeded.nonzero()[:, 0]
+            found: dict[str, Any] = {"attack": attack, "threshold": threshold}
+            found["success"] = float(succeeded.float().mean())
+            change = (changed - honest)[kept] / 2  # from black to white is 1
+            found["rms_change"] = float(change.square().mean((1, 2, 3)).sqrt().mean()) if len(kept) else None
+            if len(kept) >= 2 * FOLDS:
+                scores, labels = judged(plain, features_of(model, changed[kept]), fold, fold[kept.cpu()])
+                figures, curve = figures_of(scores, labels)
+                found |= figures
+                curves[f"{attack}, {threshold:.3f}"] = curve
+            rows.append(found)
+            shown = changed if shown is None else shown
+        if shown is not None:
+            _save_faces(out / f"faces-{attack}.png", model, honest, shown, victims, checkpoint)
+    report: dict[str, Any] = {"checkpoint": checkpoint, "photos": str(photos), "pairs": len(drawn.first), "seed": seed}
+    report |= {"recognizer": target.name, "steps": steps, "results": rows}
+    out.mkdir(parents=True, exist_ok=True)
+    header = ("attack", "threshold", "success", "rms_change", "accuracy", "auc", "faces")
+    write_csv(out / "table.csv", header, [[row.get(key, "") for key in header] for row in rows])
+    _plot(curves, out / "roc.png")
+    write_json(out / "report.json", report)
+    return report
+
+
+def in_words(report: Mapping[str, Any]) -> list[str]:
+    """A line for each attack and threshold."""
+    lines = []
+    for row in report["results"]:
+        line = f"{row['attack']}, threshold {row['threshold']:.3f}: {row['success']:.0%} succeed"
+        if "accuracy" in row:
+            line += f" (change {row['rms_change']:.4f}); {row['accuracy']:.1%} told right, AUC {row['auc']:.3f}"
+        lines.append(line)
+    return lines
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+def draw_pairs(people: People, count: int, seed: int) -> Pairs:
+    """Pairs of photos of different people, as many in each fold, or one less.
+
+    Raises:
+        ValueError: there are not two people for each fold.
+    """
+    if len(people.names) < 2 * FOLDS:
+        raise ValueError(f"--photos: {len(people.names)} people, expected {2 * FOLDS} or more: nobody is in two folds")
+    noise = torch.Generator().manual_seed(seed)
+    fold_of = torch.randperm(len(people.names), generator=noise) % FOLDS
+    rows = [(fold_of == fold).nonzero()[:, 0] for fold in range(FOLDS)]
+    chosen: list[tuple[int, int, int]] = []
+    for number in range(count):
+        fold = number % FOLDS
+        who = rows[fold][torch.randperm(len(rows[fold]), generator=noise)[:2]]
+        photos = [(people.person == person).nonzero()[:, 0] for person in who]
+        first, second = (int(own[torch.randint(len(own), (), generator=noise)]) for own in photos)
+        chosen.append((first, second, fold))
+    first, second, fold = torch.tensor(chosen).T
+    return Pairs(people.images[first], people.images[second], fold)
+
+
+# -------------------------------------------------------------------------------------------------------------- attacks
+
+
+def attacked(
+    attack: str,
+    recognizer: Recognizer,
+    model: OpenSetIPGAN,
+    images: Tensor,
+    targets: Tensor,
+    threshold: float,
+    steps: int,
+) -> Tensor:
+    """Photos changed so that the recogniser takes them for others.
+
+    Args:
+        attack: one of ATTACKS.
+        recognizer: what is deceived.
+        model: of the detector; only `aware` uses it.
+        images: (N, 3, S, S) in [-1, 1].
+        targets: embeddings (N, D) of the photos that they shall pass for.
+        threshold: squared distance below which they do.
+        steps: of the attack.
+
+    Returns:
+        (N, 3, S, S) in [-1, 1]; an attack that fails changes a photo too.
+    """
+    parts = zip(images.split(BATCH), targets.split(BATCH), strict=True)
+    results = []
+    for image, aim in track(list(parts), f"Attacking ({attack}, {threshold:.3f})", transient=True):
+        if attack in ("eq8", "aware"):
+            keep = model.reconstruct if attack == "aware" else None
+            results.append(smallest_change(recognizer, image, aim, threshold, steps, keep))
+        else:
+            results.append(_by_foolbox(attack, recognizer, image, aim, threshold, steps))
+    return torch.cat(results)
+
+
+def smallest_change(
+    recognizer: Recognizer,
+    images: Tensor,
+    targets: Tensor,
+    threshold: float,
+    steps: int,
+    keep: Callable[[Tensor], Tensor] | None = None,
+    weight: float = 100.0,
+) -> Tensor:
+    """Equation 8: the least squared norm of a change by which the distance to a target falls below a threshold.
+
+    Descent on the sum of squares and of `c` times what the distance exceeds the threshold by; twenty times on the way,
+    c grows where that is above 0 and shrinks where not, by 2 and later by less, while the steps become smaller. The
+    smallest change that ever succeeded is kept.
+
+    Args:
+        recognizer: gives the distance.
+        images: (B, 3, S, S) in [-1, 1].
+        targets: unit embeddings (B, D).
+        threshold: squared distance.
+        steps: of Adam.
+        keep: a function of pictures whose result is to stay what it is of `images`; its mean squared change is added,
+            times `weight`.
+
+    Returns:
+        (B, 3, S, S) in [-1, 1]; where nothing succeeded, the last change.
+    """
+    count = images[0].numel()
+    change = torch.zeros_like(images, requires_grad=True)
+    optimizer = torch.optim.Adam([change], lr=RATE)
+    price = torch.full((len(images),), 1.0, device=images.device)
+    best, least = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
+    before = images if keep is None else keep(images).detach()
+    period = max(1, steps // 20)
+    for step in range(steps + 1):
+        moved = (images + change).clamp(-1, 1)
+        excess = distance(recognizer(moved), targets) - threshold
+        size = (moved - images).square().flatten(1).sum(1)
+        objective = size / count + price * excess.clamp(min=-0.05 * threshold)
+        cost = size.detach()
+        if keep is not None:
+            drift = (keep(moved) - before).square().flatten(1).mean(1)
+            objective = objective + weight / count * drift
+            cost = cost / count + weight / count * drift.detach()
+        better = (excess.detach() < 0) & (cost < least)
+        least = torch.where(better, cost, least)
+        best[better] = moved.detach()[better]
+        if step == steps:
+            break
+        done = step / steps
+        if step and step % period == 0:
+            factor = 2.0 ** (1 - done)
+            price = torch.where(excess.detach() < 0, price / factor, price * factor)
+        optimizer.param_groups[0]["lr"] = RATE * (1 - 0.9 * done)
+        change.grad = torch.autograd.grad(objective.sum(), change)[0]
+        optimizer.step()
+    failed = least.isinf()
+    best[failed] = (images + change).clamp(-1, 1).detach()[failed]
+    return best
+
+
+class _SamePerson(nn.Module):
+    """Verification as a classifier of two classes, which is what libraries attack: 0 another person, 1 the target."""
+
+    def __init__(self, recognizer: Recognizer, targets: Tensor, threshold: float) -> None:
+        super().__init__()
+        self.recognizer = recognizer
+        self.targets = targets
+        self.threshold = threshold
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, 2) of pictures (B, 3, S, S), one for each target."""
+        excess = distance(self.recognizer(image), self.targets) - self.threshold
+        return torch.stack([excess, -excess], 1)
+
+
+def _by_foolbox(
+    attack: str, recognizer: Recognizer, images: Tensor, targets: Tensor, threshold: float, steps: int
+) -> Tensor:
+    from foolbox import PyTorchModel, TargetedMisclassification  # slow to import
+    from foolbox.attacks import DDNAttack, LinfPGD
+
+    model = PyTorchModel(_SamePerson(recognizer, targets, threshold).eval(), bounds=(-1, 1), device=images.device)
+    aim = TargetedMisclassification(torch.ones(len(images), dtype=torch.long, device=images.device))
+    if attack == "pgd":
+        method: Any = LinfPGD(steps=steps, random_start=False)
+        _, changed, _ = method(model, images, aim, epsilons=2 * PGD_LIMIT)
+    else:
+        method = DDNAttack(steps=steps)
+        _, changed, _ = method(model, images, aim, epsilons=None)
+    result: Tensor = changed.detach()
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------- detector
+
+
+@torch.no_grad()
+def features_of(model: OpenSetIPGAN, images: Tensor) -> NDArray[np.float32]:
+    """What the SVM sees of pictures (N, 3, S, S) in [-1, 1]: LBP of each and of its reconstruction, (N, 2 * F)."""
+    parts = []
+    for part in images.split(BATCH):
+        both = np.stack([to_picture(part), to_picture(model.reconstruct(part))], 1)  # (B, 2, S, S, 3)
+        parts.append(np.stack([np.concatenate([patterns(own), patterns(made)]) for own, made in both]))
+    return np.concatenate(parts)
+
+
+def patterns(picture: Picture) -> NDArray[np.float32]:
+    """Histograms of uniform local binary patterns of a picture (S, S, 3) in 8 x 8 cells, each of sum 1: (64 * 59,)."""
+    from skimage.feature import local_binary_pattern  # slow to import
+
+    grey = np.rint(picture @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    codes = local_binary_pattern(grey, P=8, R=1, method="nri_uniform").astype(np.int64)
+    rows = np.array_split(np.arange(len(codes)), CELLS)
+    cells = [codes[np.ix_(down, across)].ravel() for down in rows for across in rows]
+    return np.concatenate([np.bincount(cell, minlength=PATTERNS) / len(cell) for cell in cells]).astype(np.float32)
+
+
+def judged(
+    plain: NDArray[np.float32], changed: NDArray[np.float32], plain_fold: Tensor, changed_fold: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Scores of honest and of adversarial faces by an SVM that was trained on other people, and what they are.
+
+    Args:
+        plain: features (N, F) of honest faces.
+        changed: of adversarial ones, (M, F).
+        plain_fold, changed_fold: the folds of their people.
+
+    Returns:
+        Scores (N + M,), above 0 adversarial, and bool (N + M,).
+    """
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    features = np.concatenate([plain, changed])
+    labels = np.arange(len(features)) >= len(plain)
+    fold = torch.cat([plain_fold, changed_fold]).numpy()
+    scores = np.zeros(len(features))
+    for number in np.unique(fold):
+        asked = fold == number
+        svm = make_pipeline(StandardScaler(), LinearSVC(C=1e-3, class_weight="balanced", dual="auto"))
+        svm.fit(features[~asked], labels[~asked])
+        scores[asked] = svm.decision_function(features[asked])
+    return scores, labels
+
+
+def figures_of(
+    scores: NDArray[np.float64], labels: NDArray[np.bool_]
+) -> tuple[dict[str, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Accuracy (the mean of both kinds'), area under the ROC curve, and that curve: false and true positive rates."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    right = [float((scores[labels] > 0).mean()), float((scores[~labels] <= 0).mean())]
+    rates = roc_curve(labels, scores)[:2]
+    auc = float(roc_auc_score(labels, scores))
+    return {"accuracy": sum(right) / 2, "auc": auc, "faces": int(labels.sum())}, (rates[0], rates[1])
+
+
+def _save_faces(
+    path: Path, model: OpenSetIPGAN, honest: Tensor, changed: Tensor, victims: Tensor, checkpoint: str
+) -> None:
+    chosen = slice(0, SHOWN)
+    photos, attacks = to_picture(honest[chosen]), to_picture(changed[chosen])
+    results = [to_picture(model.reconstruct(each[chosen])) for each in (honest, changed)]
+    made = [[mark_synthetic(face) for face in faces] for faces in results]
+    others = list(victims[chosen].movedim(1, -1).numpy())
+    rows = {"photo": list(photos), "attacked": list(attacks), "passes for": others}
+    rows |= {"photo's\nresult": made[0], "attacked\none's": made[1]}
+    sheet = np.concatenate([captioned(faces, [name] * len(faces)) for name, faces in rows.items()])
+    save_synthetic(sheet, path, {"checkpoint": checkpoint})
+
+
+def _plot(curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path: Path) -> None:
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, (false, true) in curves.items():
+        axes.plot(false, true, label=name)
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    axes.set(xlabel="honest faces taken for adversarial", ylabel="adversarial faces found")
+    if curves:
+        axes.legend(fontsize="x-small", title="attack, threshold")
+    figure.savefig(path, dpi=120)

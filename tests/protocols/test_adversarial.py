@@ -1,0 +1,157 @@
+"""Attacks that succeed with small changes, features, folds that share nobody, and the whole on a few people."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data_modules.orl import orl_root
+from idface.cli import main
+from idface.protocols.adversarial import (
+    FOLDS,
+    PATTERNS,
+    _by_foolbox,
+    detect_adversarial,
+    draw_pairs,
+    figures_of,
+    judged,
+    patterns,
+    smallest_change,
+)
+from idface.protocols.sources import People
+from idface.recognition.base import Recognizer, distance
+
+
+class Means(Recognizer):
+    """Embeds pictures by the means of their quarters."""
+
+    name = "means"
+    embedding_dim = 12
+    stage_names = ("raw",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.freeze()
+
+    def stages(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
+        yield "raw", self.scale * torch.nn.functional.adaptive_avg_pool2d(image, 2).flatten(1)
+
+
+def some(count: int, seed: int) -> Tensor:
+    noise = torch.Generator().manual_seed(seed)
+    means = 0.5 * torch.randn(count, 3, 2, 2, generator=noise)
+    return torch.nn.functional.interpolate(means, 16).clamp(-0.8, 0.8)
+
+
+@pytest.mark.parametrize("attack", ["eq8", "pgd", "ddn"])
+def test_attacks_reach_their_threshold(attack: str) -> None:
+    images, recognizer = some(6, 0), Means()
+    targets = recognizer(some(6, 1)).detach()
+    threshold = 0.7 * float(distance(recognizer(images), targets).min())
+    if attack == "eq8":
+        changed = smallest_change(recognizer, images, targets, threshold, 100)
+    else:
+        changed = _by_foolbox(attack, recognizer, images, targets, threshold, 60)
+    assert changed.abs().max() <= 1
+    reached = distance(recognizer(changed), targets) < threshold
+    if attack == "pgd":  # its limit may be too narrow
+        assert (changed - images).abs().max() <= 2 * 16 / 255 + 1e-6
+    else:
+        assert bool(reached.all())
+
+
+def test_the_change_is_about_as_small_as_can_be() -> None:
+    images, recognizer = some(6, 0), Means()
+    targets = recognizer(some(6, 1)).detach()
+    threshold = 0.5 * float(distance(recognizer(images), targets).min())
+    own, other = (
+        (each - images).square().flatten(1).sum(1).sqrt()
+        for each in (
+            smallest_change(recognizer, images, targets, threshold, 300),
+            _by_foolbox("ddn", recognizer, images, targets, threshold, 300),
+        )
+    )
+    assert float((own / other).median()) < 1.1  # a published attack finds none that is much smaller
+    assert float((own / other).max()) < 1.5
+    further = smallest_change(recognizer, images, targets, threshold / 2, 300)
+    assert bool(((further - images).square().flatten(1).sum(1).sqrt() > own).all())
+
+
+def test_what_knows_the_detector_keeps_the_reconstruction() -> None:
+    images, recognizer = some(6, 0), Means()
+    targets = recognizer(some(6, 1)).detach()
+    threshold = 0.7 * float(distance(recognizer(images), targets).min())
+
+    def reconstruct(image: Tensor) -> Tensor:
+        return image[..., :8].repeat(1, 1, 1, 2)  # of the left half alone
+
+    plain = smallest_change(recognizer, images, targets, threshold, 200)
+    aware = smallest_change(recognizer, images, targets, threshold, 200, reconstruct, weight=1e4)
+    drift = [(reconstruct(each) - reconstruct(images)).square().mean() for each in (plain, aware)]
+    assert float(drift[1]) < 0.5 * float(drift[0])
+    assert bool((distance(recognizer(aware), targets) < threshold).all())
+
+
+def test_patterns_are_histograms_of_cells() -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    found = patterns(picture)
+    assert found.shape == (64 * PATTERNS,)
+    np.testing.assert_allclose(found.reshape(64, PATTERNS).sum(1), 1, rtol=1e-5)
+    changed = picture.copy()
+    changed[:6, :6] = 255 - changed[:6, :6]
+    assert (patterns(changed) != found).reshape(64, PATTERNS).any(1).nonzero()[0].tolist() == [0]
+
+
+def test_nobody_is_in_two_folds() -> None:
+    person = torch.arange(60) % 20
+    people = People([str(row) for row in range(20)], person[:, None, None, None].to(torch.uint8), person)
+    pairs = draw_pairs(people, 50, seed=0)
+    assert bool((pairs.first != pairs.second).all())
+    folds: dict[int, set[int]] = {}
+    for first, second, fold in zip(pairs.first.flatten(), pairs.second.flatten(), pairs.fold, strict=True):
+        folds.setdefault(int(fold), set()).update((int(first), int(second)))
+    assert len(folds) == FOLDS
+    assert sum(len(own) for own in folds.values()) == len(set().union(*folds.values()))
+    with pytest.raises(ValueError, match="9 people, expected 10"):
+        draw_pairs(People([""] * 9, person[:9], person[:9]), 5, 0)
+
+
+def test_a_difference_is_found_on_other_folds_and_none_where_there_is_none() -> None:
+    noise = np.random.default_rng(0)
+    plain = noise.normal(size=(100, 20)).astype(np.float32)
+    fold = torch.arange(100) % FOLDS
+    for shift, low, high in ((3.0, 0.85, 1.0), (0.0, 0.3, 0.7)):
+        changed = noise.normal(size=(100, 20)).astype(np.float32)
+        changed[:, 0] += shift
+        scores, labels = judged(plain, changed, fold, fold)
+        figures, (false, true) = figures_of(scores, labels)
+        assert low <= figures["accuracy"] <= high
+        assert low <= figures["auc"] <= high
+        assert (false[0], true[-1]) == (0, 1)
+
+
+def test_the_whole_on_a_few_people(tmp_path: Path) -> None:
+    for person in range(1, 13):
+        shutil.copytree(orl_root() / f"s{person}", tmp_path / f"set/faces/s{person}")
+    out = tmp_path / "out"
+    options = ["--pairs", "10", "--attacks", "eq8", "aware", "--thresholds", "0.12", "--steps", "15"]
+    options += ["--photos", str(tmp_path / "set"), "--out", str(out)]
+    main(["detect-adversarial", "--checkpoint", "zoo:quickstart", *options])
+    report = json.loads((out / "report.json").read_text())
+    with (out / "table.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["attack"] for row in rows] == ["eq8", "aware"]
+    assert report["results"][0]["success"] > 0.5
+    assert 0 <= report["results"][0]["accuracy"] <= 1
+    assert 0 < report["results"][0]["rms_change"] < 0.2
+    assert (out / "faces-eq8.png").is_file()
+    assert (out / "roc.png").is_file()
+    with pytest.raises(ValueError, match="--attacks has fgsm"):
+        detect_adversarial("zoo:quickstart", tmp_path / "set", out, attacks=["fgsm"])
