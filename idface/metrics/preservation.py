@@ -12,8 +12,8 @@ class AttributePreservation(Metric):
     """Mean differences between faces that should be alike but for the person.
 
     Bao et al. show this in pictures only. Of each pair, a result and its attribute source: `yaw` in degrees; `mouth`,
-    how far its corners are from where they should be, in eye distances (mean of both); `brightness`, from 0 to 1;
-    `background`, mean squared difference of pixels in [-1, 1] outside the face.
+    how far its corners are from where they should be, as seen from the eyes and in eye distances (mean of both);
+    `brightness`, from 0 to 1; `background`, mean squared difference of pixels in [-1, 1] outside the face.
 
     Beside each, `<measure>_chance`: the same of results and the attribute sources of others, which is what a model that
     ignores its attribute photo comes to; and `<measure>_source`, of the photos that gave the identity and the attribute
@@ -66,8 +66,11 @@ def describe_faces(images: Tensor, landmarks: Tensor, yaw: Tensor, brightness: T
     Returns:
         (B, D) float32.
     """
-    eyes = (landmarks[:, 1] - landmarks[:, 0]).norm(dim=1).clamp(min=1e-6)
-    corners = landmarks[:, 3:] / eyes[:, None, None]
+    eyes = (landmarks[:, 1] - landmarks[:, 0])[:, None]  # (B, 1, 2): the unit, and the direction of x
+    below = landmarks[:, 3:] - landmarks[:, :2].mean(1, keepdim=True)
+    size = eyes.square().sum(-1).clamp(min=1e-12)
+    along, across = (below * eyes).sum(-1), below[..., 1] * eyes[..., 0] - below[..., 0] * eyes[..., 1]
+    corners = torch.stack([along / size, across / size], -1)
     outside = torch.ones(images.shape[-2:], dtype=torch.bool, device=images.device)
     outside[face[0] : face[1], face[0] : face[1]] = False
     background = images[:, :, outside]  # (B, 3, P)

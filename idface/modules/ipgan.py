@@ -85,6 +85,7 @@ class OpenSetIPGAN(FaceModule):
             gradient flows through it, so it may also judge.
         precompute_identity: whether `identity_encoder` sees each training photo once, before training and before any
             augmentation of it, instead of in every step: where it is large beside the other networks, most of the time.
+            Where `classifier` is the same network, f_C of these photos is computed beforehand with it.
         classifier: a recogniser in place of the VGG as C, and as I unless `identity_encoder` is given. L_GC flows
             through it: it cannot judge.
         classifier_bfloat16: whether it runs in bfloat16: several times as fast where the processor has it.
@@ -163,7 +164,7 @@ class OpenSetIPGAN(FaceModule):
             identity_encoder is not None
             and classifier is not None
             and not fine_tune
-            and identity_encoder.fingerprint() == classifier.fingerprint()
+            and (identity_encoder.name, identity_encoder.fingerprint()) == (classifier.name, classifier.fingerprint())
         )
         self.transformation_steps = transformation_steps
         self.literal_sampling = literal_sampling

@@ -28,8 +28,6 @@ from idface.recognition.build import build_recognizer
 SHARES = (0.4, 0.6, 0.8, 1.0)
 """The paper's thresholds; of its recogniser, whose distances are not ours: here they are shares of the one at which the
 recogniser tells people apart best."""
-PAPER = {0.4: 0.9241, 0.6: 0.8718, 0.8: 0.8258}
-"""Accuracies of table 4, as far as they are legible, by threshold."""
 ATTACKS = ("eq8", "pgd", "ddn", "aware")
 FOLDS = 5
 BATCH = 32
@@ -38,8 +36,26 @@ CELLS = 8
 PATTERNS = 59
 """Uniform LBP of eight neighbours, the others as one."""
 SHOWN = 6
+COLUMNS = (
+    "attack",
+    "threshold",
+    "confused",
+    "success",
+    "rms_change",
+    "rms_drift",
+    "accuracy",
+    "auc",
+    "accuracy_trained_on_eq8",
+    "accuracy_of_input",
+    "accuracy_of_reconstruction",
+    "faces",
+)
 PGD_LIMIT = 16 / 255
 """Largest change of a pixel by PGD, in units of the range from black to white."""
+MARGIN = 0.98
+"""Of a threshold: attacks aim below it, for pictures are rounded to 256 levels afterwards."""
+AWARE = 10.0
+"""What a pixel of the reconstruction weighs beside one of the photo, to an attack that knows the detector."""
 RATE = 0.03
 """Of the descent under eq. 8 at its start, in units of pixels from -1 to 1."""
 
@@ -72,13 +88,16 @@ def detect_adversarial(
 
     Each pair is attacked both ways, and both its photos stand for honest ones. LBP histograms of input and
     reconstruction, one after the other, go to a linear SVM; it is trained on four folds and asked on the fifth, and
-    nobody is in two. Attacks: `eq8`, the smallest change in L2 under eq. 8, by descent; `pgd` (Madry et al. 2018) and
-    `ddn` (Rony et al. 2019), of foolbox; `aware`, eq. 8 by somebody who knows the detector, and keeps the
-    reconstruction as it was. An attack that does not succeed leaves no adversarial face.
+    nobody is in two. Attacks: `eq8`, the smallest change in L2 under eq. 8, by descent; `pgd` (Madry et al. 2018, the
+    same faces whatever the threshold) and `ddn` (Rony et al. 2019), of foolbox; `aware`, eq. 8 by somebody who knows
+    the reconstruction, and keeps it as it was (the SVM itself is not attacked). Faces that the recogniser takes for one
+    person anyway are not attacked, and an attack that does not succeed leaves no adversarial face.
 
-    Writes into `out`: `table.csv`, a row for each attack and threshold: accuracy, area under the ROC curve, success of
-    the attack, size of the change; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and reconstructions of
-    both; `report.json`. Attacked photos are rounded to 256 levels, as pictures are, before anything looks at them.
+    Writes into `out`, after each row: `table.csv`, for each attack and threshold: `confused`, pairs that need no
+    attack; `success`; `rms_change` of the photo, `rms_drift` of its reconstruction; `accuracy` and `auc` of an SVM that
+    was trained on this attack, and `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of
+    SVMs that see one of both. And `report.json`; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and
+    reconstructions of both. Attacked photos are rounded to 256 levels before anything looks at them.
 
     Args:
         checkpoint: of an OpenSetIPGAN, or `zoo:NAME`.
@@ -100,12 +119,17 @@ def detect_adversarial(
     """
     if unknown := sorted(set(attacks) - set(ATTACKS)):
         raise ValueError(f"--attacks has {unknown[0]}; expected some of {', '.join(ATTACKS)}")
+    if bad := [each for each in thresholds or () if not 0 < each < 4]:
+        raise ValueError(f"--thresholds has {bad[0]:g}; squared distances of unit vectors are between 0 and 4")
     device = best_device()
     model = load_recombiner(checkpoint).to(device)
     target = build_recognizer(recognizer).to(device)
     if thresholds is None:
-        best = target.thresholds.best_threshold if target.everyday is None else target.everyday.unit.best_threshold
-        thresholds = [share * best for share in SHARES]
+        if target.everyday is None:
+            raise ValueError(
+                f"--thresholds is missing, and at which distance {target.name} tells people apart is not known"
+            )
+        thresholds = [share * target.everyday.unit.best_threshold for share in SHARES]
     drawn = draw_pairs(people_of(photos, model.image_size, "--photos"), pairs, seed)
     honest = to_float(torch.cat([drawn.first, drawn.second])).to(device)
     victims = torch.cat([drawn.second, drawn.first])
@@ -113,35 +137,83 @@ def detect_adversarial(
     embedded = target.embed(victims)
     plain = features_of(model, honest)
 
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"checkpoint": checkpoint, "photos": str(photos), "pairs": len(drawn.first), "seed": seed}
+    report |= {"recognizer": target.name, "steps": steps}
+    report |= {"is_models_identity": target.fingerprint() in model.input_fingerprints}
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    for attack in attacks:
-        shown: Tensor | None = None
-        for threshold in thresholds:
-            changed = to_float(to_uint8(attacked(attack, target, model, honest, embedded, threshold, steps)))
-            succeeded = distance(target.embed(changed), embedded) < threshold
+    of_eq8: dict[float, tuple[NDArray[np.float32], Tensor]] = {}
+    apart, before = distance(target.embed(honest), embedded), _reconstructed(model, honest)
+    for attack in sorted(attacks, key=ATTACKS.index):  # eq8 first: the others are also judged by its SVM
+        changed: Tensor | None = None
+        for number, threshold in enumerate(thresholds):
+            if changed is None or attack != "pgd":
+                changed = attacked(attack, target, model, honest, embedded, threshold, steps)
+                changed = to_float(to_uint8(changed))
+            if number == 0:
+                _save_faces(out / f"faces-{attack}.png", model, honest, changed, victims, checkpoint)
+            is_pair = apart >= threshold
+            succeeded = is_pair & (distance(target.embed(changed), embedded) < threshold)
             kept = succeeded.nonzero()[:, 0]
-            found: dict[str, Any] = {"attack": attack, "threshold": threshold}
-            found["success"] = float(succeeded.float().mean())
-            change = (changed - honest)[kept] / 2  # from black to white is 1
-            found["rms_change"] = float(change.square().mean((1, 2, 3)).sqrt().mean()) if len(kept) else None
-            if len(kept) >= 2 * FOLDS:
-                scores, labels = judged(plain, features_of(model, changed[kept]), fold, fold[kept.cpu()])
-                figures, curve = figures_of(scores, labels)
-                found |= figures
-                curves[f"{attack}, {threshold:.3f}"] = curve
+            found: dict[str, Any] = {"attack": attack, "threshold": threshold, "confused": int((~is_pair).sum())}
+            found["success"] = len(kept) / max(1, int(is_pair.sum()))
+            if len(kept):
+                drift = _reconstructed(model, changed[kept]) - before[kept]
+                found["rms_change"] = _rms(changed[kept] - honest[kept])
+                found["rms_drift"] = _rms(drift)
+                features, folds = features_of(model, changed[kept]), fold[kept.cpu()]
+                if attack == "eq8":
+                    of_eq8[threshold] = features, folds
+                own, curve = detected(plain, features, fold, folds, of_eq8.get(threshold))
+                found |= own
+                if curve is not None:
+                    curves[f"{attack}, {threshold:.3f}"] = curve
             rows.append(found)
-            shown = changed if shown is None else shown
-        if shown is not None:
-            _save_faces(out / f"faces-{attack}.png", model, honest, shown, victims, checkpoint)
-    report: dict[str, Any] = {"checkpoint": checkpoint, "photos": str(photos), "pairs": len(drawn.first), "seed": seed}
-    report |= {"recognizer": target.name, "steps": steps, "results": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    header = ("attack", "threshold", "success", "rms_change", "accuracy", "auc", "faces")
-    write_csv(out / "table.csv", header, [[row.get(key, "") for key in header] for row in rows])
+            write_csv(out / "table.csv", COLUMNS, [[row.get(key, "") for key in COLUMNS] for row in rows])
+            write_json(out / "report.json", report | {"results": rows})
     _plot(curves, out / "roc.png")
-    write_json(out / "report.json", report)
-    return report
+    return report | {"results": rows}
+
+
+def detected(
+    plain: NDArray[np.float32],
+    changed: NDArray[np.float32],
+    plain_fold: Tensor,
+    changed_fold: Tensor,
+    of_eq8: tuple[NDArray[np.float32], Tensor] | None,
+) -> tuple[dict[str, float], tuple[NDArray[np.float64], NDArray[np.float64]] | None]:
+    """How well adversarial faces are told from honest ones; nothing where they are of fewer than two folds.
+
+    Args:
+        plain, changed: features (N, F) and (M, F), see `features_of`.
+        plain_fold, changed_fold: the folds of their people.
+        of_eq8: features and folds of the faces of that attack.
+
+    Returns:
+        `accuracy`, `auc` and the others of the table; and the ROC curve.
+    """
+    if len(changed_fold.unique()) < 2:
+        return {}, None
+    figures, curve = figures_of(*judged(plain, changed, plain_fold, changed_fold))
+    half = plain.shape[1] // 2
+    for name, part in (("input", slice(0, half)), ("reconstruction", slice(half, None))):
+        alone = figures_of(*judged(plain[:, part], changed[:, part], plain_fold, changed_fold))[0]
+        figures[f"accuracy_of_{name}"] = alone["accuracy"]
+    if of_eq8 is not None and len(of_eq8[1].unique()) > 1:
+        transferred = figures_of(*judged(plain, changed, plain_fold, changed_fold, of_eq8))[0]
+        figures["accuracy_trained_on_eq8"] = transferred["accuracy"]
+    return figures, curve
+
+
+def _rms(change: Tensor) -> float:
+    """Mean over faces of the root mean squared change of pixels, where black to white is 1."""
+    return float((change / 2).square().mean((1, 2, 3)).sqrt().mean())
+
+
+@torch.no_grad()
+def _reconstructed(model: OpenSetIPGAN, images: Tensor) -> Tensor:
+    return torch.cat([model.reconstruct(part) for part in images.split(BATCH)])
 
 
 def in_words(report: Mapping[str, Any]) -> list[str]:
@@ -150,8 +222,14 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
     for row in report["results"]:
         line = f"{row['attack']}, threshold {row['threshold']:.3f}: {row['success']:.0%} succeed"
         if "accuracy" in row:
-            line += f" (change {row['rms_change']:.4f}); {row['accuracy']:.1%} told right, AUC {row['auc']:.3f}"
+            line += f" (change {row['rms_change']:.4f}); {row['accuracy']:.1%} told right, AUC {row['auc']:.3f}; "
+            line += f"by the input alone {row['accuracy_of_input']:.1%}"
         lines.append(line)
+    if not report["is_models_identity"]:
+        lines.append(
+            f"{report['recognizer']} is not where this model has its identity vectors from: what deceives it need not "
+            "change a reconstruction"
+        )
     return lines
 
 
@@ -159,24 +237,30 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
 
 
 def draw_pairs(people: People, count: int, seed: int) -> Pairs:
-    """Pairs of photos of different people, as many in each fold, or one less.
+    """Pairs of photos of different people, each once, as many in each fold, or one less.
 
     Raises:
-        ValueError: there are not two people for each fold.
+        ValueError: there are not two people for each fold, or not so many pairs of photos.
     """
     if len(people.names) < 2 * FOLDS:
         raise ValueError(f"--photos: {len(people.names)} people, expected {2 * FOLDS} or more: nobody is in two folds")
     noise = torch.Generator().manual_seed(seed)
     fold_of = torch.randperm(len(people.names), generator=noise) % FOLDS
     rows = [(fold_of == fold).nonzero()[:, 0] for fold in range(FOLDS)]
-    chosen: list[tuple[int, int, int]] = []
-    for number in range(count):
-        fold = number % FOLDS
+    chosen: dict[frozenset[int], tuple[int, int, int]] = {}
+    for _ in range(20 * count):
+        fold = len(chosen) % FOLDS
         who = rows[fold][torch.randperm(len(rows[fold]), generator=noise)[:2]]
         photos = [(people.person == person).nonzero()[:, 0] for person in who]
         first, second = (int(own[torch.randint(len(own), (), generator=noise)]) for own in photos)
-        chosen.append((first, second, fold))
-    first, second, fold = torch.tensor(chosen).T
+        chosen.setdefault(frozenset((first, second)), (first, second, fold))
+        if len(chosen) == count:
+            break
+    else:
+        raise ValueError(
+            f"--pairs is {count}, but hardly more than {len(chosen)} can be had of {len(people.names)} people"
+        )
+    first, second, fold = torch.tensor(list(chosen.values())).T
     return Pairs(people.images[first], people.images[second], fold)
 
 
@@ -224,7 +308,7 @@ def smallest_change(
     threshold: float,
     steps: int,
     keep: Callable[[Tensor], Tensor] | None = None,
-    weight: float = 100.0,
+    weight: float = AWARE,
 ) -> Tensor:
     """Equation 8: the least squared norm of a change by which the distance to a target falls below a threshold.
 
@@ -238,13 +322,12 @@ def smallest_change(
         targets: unit embeddings (B, D).
         threshold: squared distance.
         steps: of Adam.
-        keep: a function of pictures whose result is to stay what it is of `images`; its mean squared change is added,
-            times `weight`.
+        keep: a function of pictures whose result is to stay what it is of `images`; its mean squared change is added
+            to that of the pictures, times `weight`.
 
     Returns:
         (B, 3, S, S) in [-1, 1]; where nothing succeeded, the last change.
     """
-    count = images[0].numel()
     change = torch.zeros_like(images, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=RATE)
     price = torch.full((len(images),), 1.0, device=images.device)
@@ -253,14 +336,12 @@ def smallest_change(
     period = max(1, steps // 20)
     for step in range(steps + 1):
         moved = (images + change).clamp(-1, 1)
-        excess = distance(recognizer(moved), targets) - threshold
-        size = (moved - images).square().flatten(1).sum(1)
-        objective = size / count + price * excess.clamp(min=-0.05 * threshold)
-        cost = size.detach()
+        excess = distance(recognizer(moved), targets) - MARGIN * threshold
+        size = (moved - images).square().flatten(1).mean(1)
         if keep is not None:
-            drift = (keep(moved) - before).square().flatten(1).mean(1)
-            objective = objective + weight / count * drift
-            cost = cost / count + weight / count * drift.detach()
+            size = size + weight * (keep(moved) - before).square().flatten(1).mean(1)
+        objective = size + price * excess.clamp(min=-0.05 * threshold)
+        cost = size.detach()
         better = (excess.detach() < 0) & (cost < least)
         least = torch.where(better, cost, least)
         best[better] = moved.detach()[better]
@@ -299,7 +380,8 @@ def _by_foolbox(
     from foolbox import PyTorchModel, TargetedMisclassification  # slow to import
     from foolbox.attacks import DDNAttack, LinfPGD
 
-    model = PyTorchModel(_SamePerson(recognizer, targets, threshold).eval(), bounds=(-1, 1), device=images.device)
+    network = _SamePerson(recognizer, targets, MARGIN * threshold).eval()
+    model = PyTorchModel(network, bounds=(-1, 1), device=images.device)
     aim = TargetedMisclassification(torch.ones(len(images), dtype=torch.long, device=images.device))
     if attack == "pgd":
         method: Any = LinfPGD(steps=steps, random_start=False)
@@ -336,7 +418,11 @@ def patterns(picture: Picture) -> NDArray[np.float32]:
 
 
 def judged(
-    plain: NDArray[np.float32], changed: NDArray[np.float32], plain_fold: Tensor, changed_fold: Tensor
+    plain: NDArray[np.float32],
+    changed: NDArray[np.float32],
+    plain_fold: Tensor,
+    changed_fold: Tensor,
+    trained_on: tuple[NDArray[np.float32], Tensor] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Scores of honest and of adversarial faces by an SVM that was trained on other people, and what they are.
 
@@ -344,6 +430,7 @@ def judged(
         plain: features (N, F) of honest faces.
         changed: of adversarial ones, (M, F).
         plain_fold, changed_fold: the folds of their people.
+        trained_on: features and folds of adversarial faces to train on instead of those asked for.
 
     Returns:
         Scores (N + M,), above 0 adversarial, and bool (N + M,).
@@ -355,18 +442,21 @@ def judged(
     features = np.concatenate([plain, changed])
     labels = np.arange(len(features)) >= len(plain)
     fold = torch.cat([plain_fold, changed_fold]).numpy()
+    others, others_fold = (changed, changed_fold) if trained_on is None else trained_on
+    known, known_fold = np.concatenate([plain, others]), torch.cat([plain_fold, others_fold]).numpy()
+    answers = np.arange(len(known)) >= len(plain)
     scores = np.zeros(len(features))
     for number in np.unique(fold):
-        asked = fold == number
+        asked, taught = fold == number, known_fold != number
         svm = make_pipeline(StandardScaler(), LinearSVC(C=1e-3, class_weight="balanced", dual="auto"))
-        svm.fit(features[~asked], labels[~asked])
+        svm.fit(known[taught], answers[taught])
         scores[asked] = svm.decision_function(features[asked])
     return scores, labels
 
 
 def figures_of(
     scores: NDArray[np.float64], labels: NDArray[np.bool_]
-) -> tuple[dict[str, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+) -> tuple[dict[str, float], tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Accuracy (the mean of both kinds'), area under the ROC curve, and that curve: false and true positive rates."""
     from sklearn.metrics import roc_auc_score, roc_curve
 

@@ -40,9 +40,9 @@ def frontalize(
     Pose is yaw, measured by landmarks. Of the frontal faces at hand (`FRONTAL`) each photo is given the one whose light
     is nearest to its own: brightness of the whole and of both halves of the face.
 
-    Writes into `out`: `<photo>.png`, the photo, the frontal face, and what comes of both; `results.csv`: yaw before and
-    after, light before and after, the judge's distance of each result to its photo; `report.json`, the means;
-    `rejected.csv`.
+    Writes into `out`: `<photo>.png`, the photo, the frontal face, and what comes of both; `results.csv`: yaw before, of
+    the frontal face, and after, light before and after, the judge's distance of each result to its photo and to the
+    frontal face; `report.json`, the means; `rejected.csv`.
 
     Args:
         checkpoint: of an OpenSetIPGAN, or `zoo:NAME`.
@@ -72,11 +72,14 @@ def frontalize(
 
     images, candidates = photos.tensor(device), others.tensor(device)
     before, there = _yaw(meter, images), _yaw(meter, candidates)
-    chosen = choose_frontal(light(images), light(candidates), there)
+    lit, lights = light(images).cpu(), light(candidates).cpu()
+    pixels = [each.tobytes() for each in others.pictures]
+    same = torch.tensor([[own.tobytes() == each for each in pixels] for own in photos.pictures])  # not by itself
+    chosen = choose_frontal(lit, lights, there, same)
     results = torch.cat(
         [model.recombine(own[None], candidates[row][None]) for own, row in zip(images, chosen.tolist(), strict=True)]
     )
-    after, lit = _yaw(meter, results), (light(images) - light(results)).abs()[:, 0]
+    after, lit_after = _yaw(meter, results), light(results).cpu()
     embedded = recognizer.embed(results)
     apart = distance(embedded, recognizer.embed(images))
     unlike = distance(embedded, recognizer.embed(candidates)[chosen])
@@ -87,8 +90,10 @@ def frontalize(
         captions = [f"photo\n{before[row]:.0f} deg", f"frontal\n{there[chosen[row]]:.0f}", f"result\n{after[row]:.0f}"]
         about = recipe | {"sources": [name, others.names[int(chosen[row])]]}
         save_synthetic(captioned(faces, captions), out / f"{name}.png", about)
-    header = ("photo", "frontal", "yaw_before", "yaw_after", "brightness_change", "distance", "distance_to_frontal")
-    columns = (before, after, lit, apart, unlike)
+    lights_of = [f"{part}_{when}" for when in ("before", "after") for part in ("brightness", "left", "right")]
+    header = ["photo", "frontal", "yaw_before", "yaw_frontal", "yaw_after", *lights_of]
+    header += ["distance", "distance_to_frontal"]
+    columns = (before, there[chosen], after, *lit.T, *lit_after.T, apart, unlike)
     write_csv(
         out / "results.csv",
         header,
@@ -101,7 +106,9 @@ def frontalize(
         "photos": len(photos.names),
         "yaw_before": float(before.abs().mean()),
         "yaw_after": float(after.abs().mean()),
-        "brightness_change": float(lit.mean()),
+        "frontal_faces": int((there.abs() <= FRONTAL).sum()),
+        "light_change": float((lit - lit_after).abs().mean()),
+        "light_change_of_any_frontal": float((lit_after[:, None] - lit[None]).abs().mean()),
         "nearer_to_photo": float((apart < unlike).float().mean()),
         "judge_is_independent": recognizer.fingerprint() not in model.gradient_fingerprints,
         **standing(recognizer, float(apart.mean())),
@@ -114,7 +121,8 @@ def in_words(report: dict[str, Any]) -> list[str]:
     """What a report says."""
     lines = [
         f"{report['photos']} photos: yaw {report['yaw_before']:.1f} degrees before, {report['yaw_after']:.1f} after; "
-        f"brightness changes by {report['brightness_change']:.3f} of 1",
+        f"light changes by {report['light_change']:.3f} of 1 (to the light of any other photo: "
+        f"{report['light_change_of_any_frontal']:.3f}); {report['frontal_faces']} faces to take it from were frontal",
         f"{report['recognizer']} sees the results {report['distance']:.3f} from the photos on average, and "
         f"{report['nearer_to_photo']:.0%} of them nearer to these than to the frontal face's person",
     ]
@@ -131,17 +139,26 @@ def light(images: Tensor) -> Tensor:
     return torch.stack([part.mean((1, 2)) for part in (grey, left, right)], 1)
 
 
-def choose_frontal(own: Tensor, light: Tensor, yaw: Tensor) -> Tensor:
+def choose_frontal(own: Tensor, light: Tensor, yaw: Tensor, barred: Tensor | None = None) -> Tensor:
     """Which of M faces each of N photos is given.
 
     Args:
         own: (N, 3), the photos' light.
         light: (M, 3), the faces'.
         yaw: (M,) degrees, the faces'.
+        barred: bool (N, M), which must not be given.
 
     Returns:
         int64 (N,).
     """
+    if barred is not None and bool(barred.any()):
+        allowed = [(~row).nonzero()[:, 0] for row in barred]
+        if not all(map(len, allowed)):
+            raise ValueError("--frontal holds the photo itself alone, expected photos of others too")
+        parts = [
+            rows[choose_frontal(each[None], light[rows], yaw[rows])] for each, rows in zip(own, allowed, strict=True)
+        ]
+        return torch.cat(parts)
     frontal = (yaw.abs() <= FRONTAL).nonzero()[:, 0]
     if not len(frontal):
         frontal = yaw.abs().argsort()[:NEAREST]

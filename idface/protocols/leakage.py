@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_modules.batch import to_float
 from idface.checkpoints import best_device
 from idface.files import write_csv, write_json
+from idface.losses.variational import sample_posterior
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.protocols.recombine import load_recombiner
 from idface.protocols.sources import People, people_of
@@ -33,12 +34,14 @@ def leakage(checkpoints: Mapping[str, str], photos: Path, out: Path, epochs: int
 
     Half of each person's photos, drawn at random, are trained on, the others asked for; the same ones for all models.
 
-    Writes into `out`: `curves.csv` and `curves.png`, accuracies after each epoch; `report.json`, for each model the
-    last ones and the best on the other photos, beside chance, and the same of f_I, which is to tell people.
+    f_A is taken as it is used after training, the mean, and as G learns from it, a draw. Writes into `out`:
+    `curves.csv` and `curves.png`, accuracies after each epoch; `report.json`, for each model the last ones, beside
+    chance and the share of the most frequent person among the photos asked for, and the same of f_I, which is to tell
+    people.
 
     Args:
         checkpoints: of OpenSetIPGANs, by what they are called.
-        photos: a prepared set of people, best of ones that no model was trained on.
+        photos: a prepared set of people. Give people that no model was trained on: of others f_A may tell more.
         out: folder for the results; made if missing.
         epochs: of the perceptron.
         seed: of the halves and of the perceptron.
@@ -59,9 +62,9 @@ def leakage(checkpoints: Mapping[str, str], photos: Path, out: Path, epochs: int
         people = with_enough_photos(people_of(photos, model.image_size, "--photos"))
         trained, asked = halves(people.person, seed)
         found: dict[str, Any] = {"checkpoint": checkpoints[name]}
-        for vector, features in zip(("f_A", "f_I"), vectors(model, people.images), strict=True):
+        for vector, features in vectors(model, people.images, seed).items():
             curves = probe(features, people.person, trained, asked, epochs, seed)
-            found[vector] = {"train": curves.train[-1], "val": curves.val[-1], "best_val": max(curves.val)}
+            found[vector] = {"train": curves.train[-1], "val": curves.val[-1]}
             drawn[f"{name}, {vector}"] = curves
             rows += [
                 (name, vector, epoch, *accuracies)
@@ -69,6 +72,7 @@ def leakage(checkpoints: Mapping[str, str], photos: Path, out: Path, epochs: int
             ]
         report["models"][name] = found
         report |= {"people": len(people.names), "chance": 1 / len(people.names)}
+        report["most_frequent"] = float(people.person[asked].bincount().max() / len(asked))
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "curves.csv", ("model", "vector", "epoch", "train", "val"), rows)
     _plot(drawn, report["chance"], out / "curves.png")
@@ -103,11 +107,19 @@ def halves(person: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def vectors(model: OpenSetIPGAN, images: Tensor) -> tuple[Tensor, Tensor]:
-    """f_A (the mean) and f_I of photos, uint8 (N, 3, S, S): (N, J) and (N, I), on the CPU."""
-    parts = [to_float(part).to(model.device) for part in images.split(BATCH)]
-    attributes = torch.cat([model.encode_attributes(part) for part in parts])
-    return attributes.cpu(), torch.cat([model.encode_identity(part) for part in parts]).cpu()
+def vectors(model: OpenSetIPGAN, images: Tensor, seed: int) -> dict[str, Tensor]:
+    """`f_A` (the mean), `f_A drawn` and `f_I` of photos, uint8 (N, 3, S, S): (N, J) and (N, I), on the CPU."""
+    encoder = model.trained("attribute_encoder")
+    found: dict[str, list[Tensor]] = {"f_A": [], "f_A drawn": [], "f_I": []}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for part in images.split(BATCH):
+            photos = to_float(part).to(model.device)
+            mean, log_variance = (each.cpu() for each in encoder(model.seen(photos)))
+            found["f_A"].append(mean)
+            found["f_A drawn"].append(sample_posterior(mean, log_variance, model.literal_sampling))
+            found["f_I"].append(model.encode_identity(photos).cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def probe(features: Tensor, person: Tensor, trained: Tensor, asked: Tensor, epochs: int, seed: int) -> Curves:
@@ -123,7 +135,8 @@ def probe(features: Tensor, person: Tensor, trained: Tensor, asked: Tensor, epoc
     Returns:
         Its accuracies.
     """
-    features = (features - features[trained].mean(0)) / features[trained].std(0).clamp(min=1e-6)
+    # one scale for all of them: numbers that the KL loss has made small are to stay small
+    features = (features - features[trained].mean(0)) / features[trained].std(0).square().mean().sqrt().clamp(min=1e-6)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = nn.Sequential(

@@ -361,12 +361,6 @@ class TestUnlabelledShare:
         assert counts.min() >= 2
         assert counts.max() <= 5  # 96 places for 30 photos in three epochs
 
-    def test_ranks_are_slices_of_one_batch(self, photos: TrainingPhotos) -> None:
-        one, two = (drawn(UnlabelledShare(0.5), photos, 8 // ranks, ranks, 1) for ranks in (1, 2))
-        assert sorted(one.ravel()[photos.identity[one.ravel()] >= 0]) == sorted(
-            two.ravel()[photos.identity[two.ravel()] >= 0]
-        )
-
     def test_refusals(self, photos: TrainingPhotos) -> None:
         with pytest.raises(ValueError, match="share is 1"):
             UnlabelledShare(1)

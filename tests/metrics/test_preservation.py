@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from idface.metrics.preservation import AttributePreservation, describe_faces
+from idface.metrics.preservation import AttributePreservation, describe_faces, differences
 
 
 def described(count: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -28,17 +28,23 @@ def test_against_plain_formulas() -> None:
     assert figures["brightness"] == pytest.approx(float((a["brightness"] - b["brightness"]).abs().mean()))
     assert figures["yaw_source"] == pytest.approx(float((c["yaw"] - b["yaw"]).abs().mean()))
     assert figures["yaw_chance"] == pytest.approx(float((a["yaw"] - b["yaw"].roll(3)).abs().mean()))
-    total = 0.0
-    for row in range(6):
-        corners = []
-        for faces in (a, b):
-            points = faces["landmarks"][row]
-            corners.append(points[3:] / (points[1] - points[0]).norm())
-        total += float((corners[0] - corners[1]).norm(dim=1).mean())
-    assert figures["mouth"] == pytest.approx(total / 6, rel=1e-5)
     difference = (a["images"] - b["images"]).square()
     inside = difference[:, :, 2:6, 2:6].sum()
     assert figures["background"] == pytest.approx(float((difference.sum() - inside) / (6 * 3 * 48)), rel=1e-5)
+
+
+def test_the_mouth_is_seen_from_the_eyes() -> None:
+    points = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
+    angle = torch.tensor(0.3)
+    turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    wider = points.clone()
+    wider[3, 0] -= 0.04  # a tenth of the eyes' distance
+    wider[4, 0] += 0.04
+    faces = [points, points + 0.05, 0.9 * points, points @ turn.T, wider]
+    blank = torch.zeros(1, 3, 8, 8)
+    described = [describe_faces(blank, each[None], torch.zeros(1), torch.zeros(1), (2, 6)) for each in faces]
+    mouths = [float(differences(described[0], other)[1]) for other in described]
+    assert mouths == pytest.approx([0, 0, 0, 0, 0.1], abs=1e-5)
 
 
 def test_the_same_faces_differ_by_nothing() -> None:

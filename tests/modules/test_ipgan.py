@@ -245,9 +245,21 @@ def test_one_recogniser_as_i_and_c_looks_at_a_photo_once() -> None:
     assert not small_ipgan(identity_encoder=DlibResNet()).one_recognizer
 
 
+@pytest.mark.parametrize("encoder", [None, "dlib"])
+def test_a_photo_is_reconstructed_as_it_is_recombined_with_itself(encoder: str | None) -> None:
+    model = small_ipgan(identity_encoder=None if encoder is None else DlibResNet()).eval()
+    image = Batches()[0]["image"].requires_grad_()
+    result = model.reconstruct(image)
+    torch.testing.assert_close(result, model.recombine(image.detach(), image.detach()))
+    result.square().mean().backward()
+    assert image.grad is not None
+    assert bool(image.grad.flatten(1).any(1).all())
+
+
 def test_a_frozen_classifier_may_run_in_bfloat16() -> None:
     model = small_ipgan(classifier=DlibResNet(), classifier_bfloat16=True, feature_weight_c=1e3)
     assert model.gradient_fingerprints == {DlibResNet().fingerprint()}
+    assert {value.dtype for value in model.classifier.backbone.parameters()} == {torch.bfloat16}
     before = snapshot(model.generator)
     trainer(1).fit(model, loader())
     assert changed(before, snapshot(model.generator))

@@ -12,7 +12,7 @@ from PIL import Image
 from data_modules.orl import orl_root
 from idface.checkpoints import CheckpointError
 from idface.cli import main
-from idface.pictures import is_marked_synthetic
+from idface.pictures import SYNTHETIC, is_marked_synthetic
 from idface.protocols.frontalize import choose_frontal, frontalize, light
 from idface.protocols.morph import morph, smoothness
 
@@ -39,13 +39,19 @@ def test_a_way_between_two_photos(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert 1 <= report["smoothness"] < 2
     with Image.open(out / "morph.gif") as film:
         assert film.n_frames == 8  # forth, and back without the ends
-        assert b"Synthetic" in film.info["comment"]
+        assert json.loads(film.info["comment"])["DigitalSourceType"] == SYNTHETIC
+        assert json.loads(film.info["comment"])["Recipe"]["steps"] == 5
         assert film.info["duration"] == 500
+        for frame in range(8):
+            film.seek(frame)
+            assert is_marked_synthetic(np.asarray(film.convert("RGB")))
     with Image.open(out / "strip.png") as strip:
         assert is_marked_synthetic(np.asarray(strip)[:64, 66:130])
         assert not is_marked_synthetic(np.asarray(strip)[:64, :64])
     with pytest.raises(ValueError, match="--steps is 1"):
         morph("zoo:quickstart", photo(1), photo(2), photo(3), out, steps=1)
+    with pytest.raises(ValueError, match=r"--seconds is 0.1, expected 0.18 for 10 steps"):
+        morph("zoo:quickstart", photo(1), photo(2), photo(3), out, steps=10, seconds=0.1)
     with pytest.raises(ValueError, match="10 photos, expected one"):
         morph("zoo:quickstart", photo(1).parent, photo(2), photo(3), out, align=False)
     with pytest.raises(CheckpointError, match="OpenSetIPGAN"):
@@ -59,6 +65,11 @@ def test_the_frontal_face_of_the_nearest_light_is_chosen() -> None:
     assert choose_frontal(own, lit, yaw).tolist() == [1, 2]
     lit, yaw = torch.cat([lit, lit[3:], lit[3:]]), torch.tensor([80.0, 20, -25, 15, 30, 35])
     assert choose_frontal(own, lit, yaw).tolist() == [1, 2]  # none is frontal: of the five nearest to it
+    lit, yaw = lit[:4], torch.tensor([40.0, 3.0, -5.0, 0.0])
+    barred = torch.tensor([[False, True, False, False], [False] * 4])
+    assert choose_frontal(own, lit, yaw, barred).tolist() == [2, 2]
+    with pytest.raises(ValueError, match="the photo itself alone"):
+        choose_frontal(own, lit, yaw, torch.ones(2, 4, dtype=torch.bool))
     halves = torch.cat([torch.full((1, 3, 8, 4), -1.0), torch.full((1, 3, 8, 4), 1.0)], -1)
     torch.testing.assert_close(light(halves), torch.tensor([[0.5, 0.0, 1.0]]))
 
