@@ -3,13 +3,15 @@
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which also saves `last.ckpt` when training ends between two intervals.
 
     Lightning's own drops the batches since the last interval, and `lightning test --ckpt_path last` would not test the
-    model that training ended with. It also saves `last.ckpt` when training is interrupted (Ctrl-C).
+    model that training ended with. It also saves `last.ckpt` when training is interrupted (Ctrl-C) or terminated
+    (SIGTERM, as `kill` and batch systems send it).
     """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -18,9 +20,9 @@ class RunCheckpoint(ModelCheckpoint):
         self._save_rest(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what an interrupted training has learnt; a batch that was cut off may be in it in part."""
+        """Save what a stopped training has learnt; a batch that Ctrl-C cut off may be in it in part."""
         super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
             self._save_rest(trainer)
 
     def _save_rest(self, trainer: Trainer) -> None:

@@ -60,7 +60,7 @@ RATE = 0.03
 """Of the descent under eq. 8 at its start, in units of pixels from -1 to 1."""
 
 
-class Pairs(NamedTuple):
+class AttackPairs(NamedTuple):
     """Photos of two people each, who are in one fold.
 
     Attributes:
@@ -236,8 +236,8 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
 # --------------------------------------------------------------------------------------------------------------- pairs
 
 
-def draw_pairs(people: People, count: int, seed: int) -> Pairs:
-    """Pairs of photos of different people, each once, as many in each fold, or one less.
+def draw_pairs(people: People, count: int, seed: int) -> AttackPairs:
+    """AttackPairs of photos of different people, each once, as many in each fold, or one less.
 
     Raises:
         ValueError: there are not two people for each fold, or not so many pairs of photos.
@@ -261,7 +261,7 @@ def draw_pairs(people: People, count: int, seed: int) -> Pairs:
             f"--pairs is {count}, but hardly more than {len(chosen)} can be had of {len(people.names)} people"
         )
     first, second, fold = torch.tensor(list(chosen.values())).T
-    return Pairs(people.images[first], people.images[second], fold)
+    return AttackPairs(people.images[first], people.images[second], fold)
 
 
 # -------------------------------------------------------------------------------------------------------------- attacks

@@ -1,6 +1,8 @@
 """The core that all modules stand on, shown on OpenSetIPGAN."""
 
 import itertools
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -341,15 +343,16 @@ def test_a_checkpoint_of_another_size_is_refused_in_words(tmp_path: Path) -> Non
         trainer(2).fit(small_ipgan(attribute_dim=5), loader(), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
-def test_an_interrupted_training_keeps_what_it_learnt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_keeps_what_it_learnt(signal_sent: signal.Signals, tmp_path: Path) -> None:
     class Interrupt(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             if trainer.global_step == 3:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal_sent)
 
     keep = RunCheckpoint(tmp_path, save_last=True, every_n_train_steps=100)
     with pytest.raises(SystemExit):
         trainer(8, tmp_path, callbacks=[keep, Interrupt()], enable_checkpointing=True).fit(
             small_ipgan(), loader(count=8)
         )
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] in (3, 4)  # between two batches
