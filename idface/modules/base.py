@@ -335,6 +335,10 @@ class FaceModule(LightningModule, ABC):
 
     # ------------------------------------------------------------------------------------ after training, checkpoints
 
+    def number_of(self, batch_idx: int, dataloader_idx: int = 0) -> int:
+        """A number for each batch of an evaluation, from 1, that none of another rank or loader has."""
+        return (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
+
     def trained(self, name: str) -> nn.Module:
         """The network `name` to generate with: its moving average, or itself where none is kept."""
         network: nn.Module = self.ema[name] if name in self.ema else getattr(self, name)
@@ -418,6 +422,16 @@ def digest_of_training_photos(data: Any) -> str:
 
 def _size(state: Mapping[str, Tensor], key: str) -> str:
     return "x".join(map(str, state[key].shape)) or "scalar" if key in state else "missing"
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode, and afterwards in the one that it was in."""
+    was_training = network.training
+    try:
+        yield network.eval()
+    finally:
+        network.train(was_training)
 
 
 @contextmanager

@@ -343,8 +343,7 @@ class CondVAEGAN(FaceModule):
             for metric in self._found().values():
                 metric.update_gallery(embedding, identity)
             return
-        place = batch_idx * self.trainer.world_size + self.global_rank + 1
-        faces = self.generate(self.fixed_latents(len(image), place), identity)
+        faces = self.generate(self.fixed_latents(len(image), self.number_of(batch_idx)), identity)
         for images, kind in ((image, "real"), (faces, "generated")):
             embedding = self.judge(images)
             self._found()[kind].update(embedding, identity)

@@ -24,7 +24,7 @@ from idface.latent.strategies import Hybrid, SearchStrategy
 from idface.losses.adversarial import discriminator_loss, generator_loss
 from idface.losses.matching import identity_preserving_loss
 from idface.metrics.variety import JudgedFaces
-from idface.modules.base import FaceModule
+from idface.modules.base import FaceModule, evaluating
 from idface.names import from_here
 from idface.networks.dcgan import DCGANDiscriminator, DCGANGenerator, dcgan_init
 from idface.pictures import Picture, mark_synthetic, to_picture
@@ -180,12 +180,8 @@ class GreedySearchModule(FaceModule):
     @torch.no_grad()
     def forward(self, latents: Tensor) -> Tensor:
         """Faces (B, 3, S, S) in [-1, 1] of latents (B, L), by the averaged weights in evaluation mode."""
-        generator = self.trained("generator")
-        was_training = generator.training
-        try:
-            faces: Tensor = generator.eval()(latents)
-        finally:
-            generator.train(was_training)
+        with evaluating(self.trained("generator")) as generator:
+            faces: Tensor = generator(latents)
         return faces
 
     def fixed_latents(self, count: int, part: int = 0) -> Tensor:
@@ -210,8 +206,7 @@ class GreedySearchModule(FaceModule):
         """As many generated faces as there are real ones, before the judge."""
         if self.judge is None or EVALUATION_SETS[dataloader_idx] == "gallery":
             return
-        place = (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
-        faces = self(self.fixed_latents(len(batch["image"]), place))
+        faces = self(self.fixed_latents(len(batch["image"]), self.number_of(batch_idx, dataloader_idx)))
         self.judged.update(self.judge(batch["image"]), real=True)
         self.judged.update(self.judge(faces), real=False)
 

@@ -1,7 +1,6 @@
 """Sanche, *Generating Faces using GANs*: faces of a given age and sex."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,7 +15,7 @@ from data_modules.batch import EVALUATION_SETS, FaceBatch, labels_of
 from idface.losses.adversarial import discriminator_loss, generator_loss, matching_aware_loss
 from idface.metrics.labels import LabelObedience
 from idface.metrics.variety import JudgedFaces
-from idface.modules.base import FaceModule
+from idface.modules.base import FaceModule, evaluating
 from idface.networks.label_dcgan import LabelCoding, LabelDiscriminator, LabelGenerator, LatentEncoder
 from idface.pictures import Picture, mark_synthetic, to_picture
 from idface.recognition.age_sex import AgeSexEstimator
@@ -271,7 +270,7 @@ class LabelConditionedDCGAN(FaceModule):
         Returns:
             Float (B, 3, S, S) in [-1, 1].
         """
-        with _evaluating(self.trained("generator")) as generator:
+        with evaluating(self.trained("generator")) as generator:
             faces: Tensor = generator(latents, self.coding(sex, age))
         return faces
 
@@ -294,7 +293,7 @@ class LabelConditionedDCGAN(FaceModule):
             raise ValueError(
                 "this model has no encoder: train one by experiments/label_encoder.yaml with --model.start CHECKPOINT"
             )
-        with _evaluating(self.trained("encoder")) as encoder:
+        with evaluating(self.trained("encoder")) as encoder:
             latents: Tensor = encoder(image, self.coding(sex, age))
         return latents
 
@@ -316,7 +315,7 @@ class LabelConditionedDCGAN(FaceModule):
         moved = latents.detach().clone().requires_grad_(True)
         optimizer = torch.optim.Adam([moved], lr=rate)
         best, least = latents.detach().clone(), torch.full((len(latents),), torch.inf, device=latents.device)
-        with _evaluating(self.trained("generator")) as generator:
+        with evaluating(self.trained("generator")) as generator:
             for step in range(steps + 1):
                 errors = (generator(moved, label) - image).abs().mean((1, 2, 3))  # (B,)
                 better = errors.detach() < least
@@ -374,7 +373,7 @@ class LabelConditionedDCGAN(FaceModule):
                 metric.update((sex, age), (sex, age))
             return
         if self.encoder is None:
-            latents = self.fixed_latents(len(image), self._place(batch_idx, dataloader_idx))
+            latents = self.fixed_latents(len(image), self.number_of(batch_idx, dataloader_idx))
         else:
             latents = self.encode(image, sex, age)
         faces = self.generate(latents, sex, age)
@@ -395,14 +394,10 @@ class LabelConditionedDCGAN(FaceModule):
         sex, age = labels_of(batch)
         known = self.coding.known(sex, age)
         faces = torch.full_like(batch["image"], torch.nan)
-        latents = self.fixed_latents(len(sex), self._place(batch_idx, dataloader_idx))
+        latents = self.fixed_latents(len(sex), self.number_of(batch_idx, dataloader_idx))
         if bool(known.any()):
             faces[known] = self.generate(latents[known], sex[known], age[known])
         return faces
-
-    def _place(self, batch_idx: int, dataloader_idx: int) -> int:
-        """A number of its own for each batch of each rank and loader."""
-        return (dataloader_idx * 1_000_003 + batch_idx) * self.trainer.world_size + self.global_rank + 1
 
     def log_evaluation(self, stage: str) -> None:
         """Log `<stage>/faces/...` (see `JudgedFaces`), `<stage>/labels/generated/...` and `real` (`LabelObedience`)."""
@@ -463,13 +458,3 @@ def _load_generator(generator: nn.Module, path: Path) -> None:
             f"start: the G of {path} was taught ages from {was}, not {now}: give its own as youngest and oldest"
         )
     generator.load_state_dict(found)
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[nn.Module]:
-    """The network in evaluation mode, and afterwards in the one that it was in."""
-    was_training = network.training
-    try:
-        yield network.eval()
-    finally:
-        network.train(was_training)

@@ -1,10 +1,9 @@
 """A small network that says how old somebody looks, and of which sex."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idface.networks.vgg import BOTTOM, stage_widths
+from idface.networks.vgg import BOTTOM, brought_to, stage_widths
 
 YEARS = 101
 """Ages are 0 to 100; who is older counts as 100."""
@@ -46,10 +45,7 @@ class AgeSexNetwork(nn.Module):
         Returns:
             Logit (B,) of being male, and logits (B, 101) of the years from 0 to 100; both float32.
         """
-        if image.shape[-1] != self.input_size:
-            size = (self.input_size, self.input_size)
-            image = F.interpolate(image.float(), size, mode="bilinear", antialias=image.shape[-1] > self.input_size)
-        logits = self.head(self.layers(image)).float()
+        logits = self.head(self.layers(brought_to(image, self.input_size))).float()
         return logits[:, 0], logits[:, 1:]
 
 

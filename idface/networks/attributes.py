@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idface.networks.vgg import BOTTOM, stage_widths
+from idface.networks.vgg import BOTTOM, brought_to, stage_widths
 
 LANDMARK_SCALE = 0.01
 """What the landmarks' head speaks in, in units of the side: aligned faces differ by that much. Adam moves every weight
@@ -64,9 +63,6 @@ class AttributeNetwork(nn.Module):
             Logits (B, A) of the attributes, and landmarks (B, 5, 2), x and y in units of the picture's side with
             (0, 0) its upper left corner; both float32.
         """
-        if image.shape[-1] != self.input_size:
-            size = (self.input_size, self.input_size)
-            image = F.interpolate(image.float(), size, mode="bilinear", antialias=image.shape[-1] > self.input_size)
-        features = self.backbone(image)  # (B, 8w * 4 * 4)
+        features = self.backbone(brought_to(image, self.input_size))  # (B, 8w * 4 * 4)
         logits, moved = self.attribute_head(self.dropout(features)), self.landmark_head(features)
         return logits.float(), self.mean_face + LANDMARK_SCALE * moved.float().view(-1, *self.mean_face.shape)

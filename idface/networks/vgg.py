@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 BOTTOM = 4
@@ -27,6 +28,13 @@ def stage_widths(image_size: int, width: int) -> list[int]:
     if width < 1:
         raise ValueError(f"width is {width}; it counts channels and must be at least 1")
     return [width * min(2**stage, 8) for stage in range(int(stages))]
+
+
+def brought_to(image: Tensor, side: int) -> Tensor:
+    """Square pictures (B, 3, S, S) at another side, (B, 3, side, side), float32; as they are where it is theirs."""
+    if image.shape[-1] == side:
+        return image
+    return F.interpolate(image.float(), (side, side), mode="bilinear", antialias=image.shape[-1] > side)
 
 
 def conv_block(in_channels: int, out_channels: int) -> list[nn.Module]:
