@@ -3,7 +3,6 @@
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -11,7 +10,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     Lightning's own drops the batches since the last interval, and `lightning test --ckpt_path last` would not test the
     model that training ended with. It also saves `last.ckpt` when training is interrupted (Ctrl-C) or terminated
-    (SIGTERM, as `kill` and batch systems send it).
+    (SIGTERM, as `kill` and batch systems send it), by Lightning or by a handler that another library put before it.
     """
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -22,7 +21,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what a stopped training has learnt; a batch that Ctrl-C cut off may be in it in part."""
         super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+        if isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.state.fn == TrainerFn.FITTING:
             self._save_rest(trainer)
 
     def _save_rest(self, trainer: Trainer) -> None:

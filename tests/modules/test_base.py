@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +345,14 @@ def test_a_checkpoint_of_another_size_is_refused_in_words(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_training_that_is_stopped_keeps_what_it_learnt(signal_sent: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", [None, lambda *_: sys.exit(1)], ids=["lightning", "exits"])
+def test_a_training_that_is_stopped_keeps_what_it_learnt(
+    handler: Any, signal_sent: signal.Signals, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    previous = signal.getsignal(signal.SIGTERM)  # Ray leaves one that exits
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, previous))
+    signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
     class Interrupt(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             if trainer.global_step == 3:
