@@ -215,18 +215,18 @@ class UnlabelledShare(TrainingSampler):
     a batch's places they have is drawn.
 
     Args:
-        share: of each batch, above 0 and below 1, rounded to photos.
+        share: of each batch, below 1, rounded to photos; 0 trains without photos of nobody (the paper's "w/o U").
     """
 
     def __init__(self, share: float = 0.25) -> None:
-        if not 0 < share < 1:
-            raise ValueError(f"share is {share:g}, expected a share above 0 and below 1")
+        if not 0 <= share < 1:
+            raise ValueError(f"share is {share:g}, expected a share from 0 to below 1")
         self.share = share
 
     def order(self, photos: TrainingPhotos, batch_size: int, world_size: int, seed: int) -> EpochOrder:
         """Batch by batch, photos of known people and of nobody, mixed."""
         unlabelled = round(self.share * batch_size)
-        if not 0 < unlabelled < batch_size:
+        if unlabelled == batch_size or (unlabelled == 0 and self.share > 0):
             raise ValueError(
                 f"UnlabelledShare: a share of {self.share:g} of batch_size={batch_size} is {unlabelled} photos, "
                 "expected some, and not all of them: set another share or a larger batch_size"
@@ -234,13 +234,13 @@ class UnlabelledShare(TrainingSampler):
         is_known = photos.identity[photos.rows] >= 0
         known, nobody = photos.rows[is_known], photos.rows[~is_known]
         batches = len(known) // ((batch_size - unlabelled) * world_size) * world_size
-        if not len(nobody) or not batches:
+        if (unlabelled and not len(nobody)) or not batches:
             raise ValueError(
                 f"UnlabelledShare: {photos.source} trains on {len(known)} photos of known people and on {len(nobody)} "
                 f"of nobody, expected {(batch_size - unlabelled) * world_size} or more, and some: add photos, or take "
                 "another sampler"
             )
-        laps = _Laps(nobody, np.zeros(len(nobody), np.int64), batches * unlabelled, seed)
+        laps = _Laps(nobody, np.zeros(len(nobody), np.int64), batches * unlabelled, seed) if unlabelled else None
         rank_zero_info(
             f"UnlabelledShare: {unlabelled} of {batch_size} photos of a batch show nobody who is known. An epoch takes "
             f"{batches * (batch_size - unlabelled):,} of {len(known):,} photos of people, and {batches * unlabelled:,} "
@@ -250,6 +250,8 @@ class UnlabelledShare(TrainingSampler):
         def order(epoch: int) -> Rows:
             shuffled = known[np.argsort(hash_counters(seed, _ORDER, epoch, known), kind="stable")]
             labelled = shuffled[: batches * (batch_size - unlabelled)].reshape(batches, -1)
+            if laps is None:
+                return labelled.ravel()
             mixed = np.concatenate([labelled, laps.take(epoch).reshape(batches, -1)], axis=1)
             places = hash_counters(seed, _MIXED, epoch, np.arange(mixed.size).reshape(mixed.shape))
             return np.take_along_axis(mixed, np.argsort(places, axis=1, kind="stable"), axis=1).ravel()

@@ -112,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     recombine.set_defaults(run=_recombine)
 
     _add_ipgan_verbs(verbs)
+    _add_reproduce(verbs)
 
     search = verbs.add_parser("search", help="find people's faces in a generator", allow_abbrev=False)
     search.add_argument("--checkpoint", required=True, metavar="CKPT", help=GENERATOR)
@@ -273,6 +274,30 @@ def _add_ipgan_verbs(verbs: Any) -> None:
         )
         verb.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")
         verb.set_defaults(run=run)
+
+
+def _add_reproduce(verbs: Any) -> None:
+    reproduce = verbs.add_parser(
+        "reproduce", help="train what a table or figure of the IPGAN paper compares, and measure it", allow_abbrev=False
+    )
+    reproduce.add_argument(
+        "what", choices=("ipgan-table2", "ipgan-table3", "ipgan-fig4", "ipgan-table4"), help="of Bao et al. 2018"
+    )
+    reproduce.add_argument(
+        "--config", type=_existing, action="append", required=True, metavar="FILE", help="the recipe; may repeat"
+    )
+    reproduce.add_argument("--variants", nargs="+", metavar="NAME", help="(those of the table or figure)")
+    reproduce.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), metavar="N", help="of training (0 1 2)")
+    reproduce.add_argument("--judge", metavar="NAME", help=f"who it is (the recipe's): {RECOGNIZERS}")
+    reproduce.add_argument(
+        "--photos", type=_existing, metavar="SET", help="a prepared set of people unseen in training (fig4, table4)"
+    )
+    reproduce.add_argument(
+        "--classifier", default="zoo:attributes", metavar="CKPT", help="says what photos show (%(default)s)"
+    )
+    reproduce.add_argument("--pairs", type=_count, default=300, metavar="N", help="of table4 (%(default)s)")
+    reproduce.add_argument("--out", type=_folder, required=True, metavar="DIR", help="models and results")
+    reproduce.set_defaults(run=_reproduce, goes_on=True)
 
 
 def _add_data_verbs(verbs: Any) -> None:
@@ -606,6 +631,12 @@ def _detect_adversarial(options: argparse.Namespace) -> None:
     from idface.protocols.adversarial import detect_adversarial, in_words
 
     print(*in_words(_called(detect_adversarial, options)), options.out, sep="\n")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from idface.protocols.reproduce import in_words, reproduce
+
+    print(*in_words(_called(reproduce, options)), options.out / options.what, sep="\n")
 
 
 def _clean(options: argparse.Namespace) -> None:

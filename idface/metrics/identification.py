@@ -39,15 +39,31 @@ class RankOne(Metric):
         """The figures listed above, float32; empty where there is nobody to look for or no gallery."""
         if not len(self.embedding) or not len(self.gallery):  # a tensor each once ranks are put together
             return {}
-        embedding, identity = F.normalize(dim_zero_cat(self.embedding)), dim_zero_cat(self.identity)
-        gallery, people = F.normalize(dim_zero_cat(self.gallery)), dim_zero_cat(self.gallery_identity)
-        there = torch.isin(identity, people)
-        if not bool(there.any()):
+        gallery = dim_zero_cat(self.gallery)
+        right = found(
+            dim_zero_cat(self.embedding), dim_zero_cat(self.identity), gallery, dim_zero_cat(self.gallery_identity)
+        )
+        if not len(right):
             return {}
-        found = people[(embedding[there] @ gallery.T).argmax(1)]
-        device = gallery.device
         return {
-            "top1": (found == identity[there]).float().mean(),
-            "chance": torch.tensor(1.0 / len(gallery), device=device),
-            "faces": there.sum().float(),
+            "top1": right.float().mean(),
+            "chance": torch.tensor(1.0 / len(gallery), device=gallery.device),
+            "faces": torch.tensor(float(len(right)), device=gallery.device),
         }
+
+
+def found(embedding: Tensor, identity: Tensor, gallery: Tensor, gallery_identity: Tensor) -> Tensor:
+    """Whether the nearest photo of a gallery, by the cosine of embeddings, is of the right person.
+
+    Args:
+        embedding: (N, D), of any length.
+        identity: int64 (N,). Who has no photo in the gallery is left out.
+        gallery: (G, D), of any length.
+        gallery_identity: int64 (G,).
+
+    Returns:
+        bool (n,), in the order of those that are left.
+    """
+    there = torch.isin(identity, gallery_identity)
+    nearest = (F.normalize(embedding[there]) @ F.normalize(gallery).T).argmax(1)
+    return gallery_identity[nearest] == identity[there]

@@ -16,7 +16,7 @@ from idface.losses.variational import kl_divergence
 from idface.losses.wasserstein import critic_generator_loss, critic_loss, gradient_penalty
 from idface.metrics.identification import RankOne
 from idface.metrics.variety import JudgedFaces
-from idface.modules.base import FaceModule
+from idface.modules.base import FaceModule, dcgan_adam
 from idface.networks.cvae_gan import ConditionalGenerator, Encoder, MultiScaleDiscriminator, Synthesizer, Views, shrunk
 from idface.pictures import Picture, mark_synthetic, to_picture
 from idface.recognition.base import Recognizer
@@ -81,7 +81,7 @@ class CondVAEGAN(FaceModule):
         identity_weight: float = 1.0,
         penalty_weight: float = 1.0,
         judge: Recognizer | None = None,
-        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)),
+        optimizer: OptimizerCallable = dcgan_adam,
         scheduler: LRSchedulerCallable | None = None,
         gradient_clip: float | None = None,
         ema_decay: float = 0.999,

@@ -24,7 +24,7 @@ from idface.latent.strategies import Hybrid, SearchStrategy
 from idface.losses.adversarial import discriminator_loss, generator_loss
 from idface.losses.matching import identity_preserving_loss
 from idface.metrics.variety import JudgedFaces
-from idface.modules.base import FaceModule, evaluating
+from idface.modules.base import FaceModule, dcgan_adam, evaluating
 from idface.names import from_here
 from idface.networks.dcgan import DCGANDiscriminator, DCGANGenerator, dcgan_init
 from idface.pictures import Picture, mark_synthetic, to_picture
@@ -85,7 +85,7 @@ class GreedySearchModule(FaceModule):
         bank: Path | None = None,
         seed: int = 0,
         judge: Recognizer | None = None,
-        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)),
+        optimizer: OptimizerCallable = dcgan_adam,
         discriminator_optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         gradient_clip: float | None = None,

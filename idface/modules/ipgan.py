@@ -15,7 +15,7 @@ from idface.losses.classification import UNKNOWN, identity_loss
 from idface.losses.matching import feature_matching_loss, reconstruction_loss
 from idface.losses.variational import kl_divergence, sample_posterior
 from idface.metrics.recombination import RecombinationIdentity
-from idface.modules.base import FaceModule, frozen_statistics
+from idface.modules.base import FaceModule, dcgan_adam, frozen_statistics
 from idface.networks.dcgan import DCGANDiscriminator
 from idface.networks.vgg import AttributeEncoder, FaceClassifier, InverseVGG, VGGEncoder
 from idface.pictures import Picture, recombination_grid, to_picture
@@ -130,7 +130,7 @@ class OpenSetIPGAN(FaceModule):
         same_person_share: float = 0.0,
         transformation_steps: bool = True,
         literal_sampling: bool = False,
-        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=2e-4, betas=(0.5, 0.999)),
+        optimizer: OptimizerCallable = dcgan_adam,
         discriminator_optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         gradient_clip: float | None = None,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_modules.base import FaceDataModule
 from data_modules.folder import FaceFolderDataModule
+from data_modules.loader import FaceLoader
 from data_modules.photos import PhotoError, read_photos
 from data_modules.prepare.shards import MANIFEST
 from data_modules.prepared import PreparedDataModule
@@ -162,19 +163,45 @@ def training_people(data: FaceDataModule) -> People:
 
 
 def held_out_people(data: FaceDataModule) -> People:
-    """The photos of training people that were held out of training, gallery and all."""
-    held_out: dict[int, tuple[Tensor, int]] = {}
-    for loader in (*data.val_dataloader(), *data.test_dataloader()):
+    """The photos of training people that were held out of training, gallery and all.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = _evaluated([*data.val_dataloader(), *data.test_dataloader()], range(data.num_identities), data)
+    if found is None:
+        raise ValueError("--data: no photos were held out of training: set held_out_photos of the data to 2 or more")
+    return found._replace(names=found.names[: data.num_identities])
+
+
+def unseen_people(data: FaceDataModule) -> People:
+    """The photos of the people to test on, whom training does not see, gallery and all.
+
+    Raises:
+        ValueError: there are none.
+    """
+    tested = set(data.split.identity[data.split.unseen["test"]].tolist()) - {-1}  # the gallery has others too
+    found = _evaluated(data.test_dataloader(), tested, data)
+    if found is None:
+        raise ValueError("--data: there is nobody to test on: set test_identities of the data to 2 or more")
+    number, person = found.person.unique(return_inverse=True)
+    return People([found.names[row] for row in number.tolist()], found.images, person)
+
+
+def _evaluated(loaders: Sequence[FaceLoader], wanted: Container[int], data: FaceDataModule) -> People | None:
+    """The photos of people of the wanted numbers that loaders give, each once."""
+    kept: dict[int, tuple[Tensor, int]] = {}
+    for loader in loaders:
         for batch in loader:
             for row, image, person in zip(
                 batch["index"].tolist(), batch["image"], batch["identity"].tolist(), strict=True
             ):
-                if 0 <= person < data.num_identities:
-                    held_out[row] = image, person
-    if not held_out:
-        raise ValueError("--data: no photos were held out of training: set held_out_photos of the data to 2 or more")
-    images, people = zip(*(kept for _, kept in sorted(held_out.items())), strict=True)
-    return People(data.identity_names[: data.num_identities], torch.stack(images), torch.tensor(people))
+                if person in wanted:
+                    kept[row] = image, person
+    if not kept:
+        return None
+    images, people = zip(*(each for _, each in sorted(kept.items())), strict=True)
+    return People(data.identity_names, torch.stack(images), torch.tensor(people))
 
 
 def side_of(folder: Path, option: str) -> int:

@@ -361,6 +361,12 @@ class TestUnlabelledShare:
         assert counts.min() >= 2
         assert counts.max() <= 5  # 96 places for 30 photos in three epochs
 
+    def test_a_share_of_nothing(self, photos: TrainingPhotos) -> None:
+        batches = drawn(UnlabelledShare(0), photos, 8, 1, epochs=2)
+        assert batches.shape[1] == 100 // 8
+        assert (photos.identity[batches] >= 0).all()
+        assert len(set(batches[0].ravel().tolist())) == batches[0].size
+
     def test_refusals(self, photos: TrainingPhotos) -> None:
         with pytest.raises(ValueError, match="share is 1"):
             UnlabelledShare(1)
