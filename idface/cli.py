@@ -315,6 +315,17 @@ def _add_data_verbs(verbs: Any) -> None:
     clean.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for list, table and page")
     clean.set_defaults(run=_clean)
 
+    doubles = verbs.add_parser(
+        "doubles", help="list training photos that look like people held out, for `leave_out`", allow_abbrev=False
+    )
+    doubles.add_argument("--data", type=_existing, required=True, metavar="FILE", help="a recipe with its data")
+    doubles.add_argument(
+        "--share", type=float, default=1e-3, help="of pairs of different people, taken for one (%(default)s)"
+    )
+    doubles.add_argument("--recognizer", default="dlib", metavar="NAME", help=f"who looks (%(default)s): {RECOGNIZERS}")
+    doubles.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for list, table and picture")
+    doubles.set_defaults(run=_doubles)
+
 
 def _add_bank_verbs(verbs: Any) -> None:
     build = verbs.add_parser("build", help="make a bank, go on with one, or make one larger", allow_abbrev=False)
@@ -643,6 +654,12 @@ def _clean(options: argparse.Namespace) -> None:
     from idface.protocols.clean import PAGE, TABLE, clean, in_words
 
     print(*in_words(_called(clean, options)), options.out / (TABLE if options.plant else PAGE), sep="\n")
+
+
+def _doubles(options: argparse.Namespace) -> None:
+    from idface.protocols.doubles import doubles, in_words
+
+    print(*in_words(_called(doubles, options)), options.out / "leave_out.txt", sep="\n")
 
 
 def _synthesize(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -132,8 +132,8 @@ def _recipe_of_run(checkpoint: str) -> Path:
     return run / "config.yaml"
 
 
-def data_of_recipe(file: Path, image_size: int) -> FaceDataModule:
-    """The data that a recipe describes.
+def data_of_recipe(file: Path, image_size: int | None) -> FaceDataModule:
+    """The data that a recipe describes, with pictures of that side or, for None, of its own.
 
     Raises:
         ValueError: it describes none.
@@ -147,7 +147,8 @@ def data_of_recipe(file: Path, image_size: int) -> FaceDataModule:
         described = recipe.get("data") if isinstance(recipe, dict) else None
         if not isinstance(described, dict):
             raise ValueError("it has no `data`, expected a recipe such as the config.yaml of a run")
-        described["init_args"] = {**(described.get("init_args") or {}), "image_size": image_size}
+        if image_size is not None:
+            described["init_args"] = {**(described.get("init_args") or {}), "image_size": image_size}
         data: FaceDataModule = parser.instantiate_classes(parser.parse_object({"data": described})).data
     except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
         raise ValueError(f"--data {file}: {error}") from error
@@ -174,14 +175,16 @@ def held_out_people(data: FaceDataModule) -> People:
     return found._replace(names=found.names[: data.num_identities])
 
 
-def unseen_people(data: FaceDataModule) -> People:
-    """The photos of the people to test on, whom training does not see, gallery and all.
+def unseen_people(data: FaceDataModule, stages: Sequence[Literal["val", "test"]] = ("test",)) -> People:
+    """The photos of the people to validate or test on, whom training does not see, gallery and all.
 
     Raises:
         ValueError: there are none.
     """
-    tested = set(data.split.identity[data.split.unseen["test"]].tolist()) - {-1}  # the gallery has others too
-    found = _evaluated(data.test_dataloader(), tested, data)
+    rows = np.concatenate([data.split.unseen[stage] for stage in stages])
+    wanted = set(data.split.identity[rows].tolist()) - {-1}  # the gallery has others too
+    loaders = {"val": data.val_dataloader, "test": data.test_dataloader}
+    found = _evaluated([loader for stage in stages for loader in loaders[stage]()], wanted, data)
     if found is None:
         raise ValueError("--data: there is nobody to test on: set test_identities of the data to 2 or more")
     number, person = found.person.unique(return_inverse=True)
