@@ -13,7 +13,7 @@ demo: .venv/installed  ## train and test a small IPGAN on 400 real faces (minute
 	@echo && echo "Open in a browser:" && $(BIN)/idface report runs/quickstart
 
 test: lint type  ## lint, types and tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed  ## style and formatting
 	$(BIN)/ruff check

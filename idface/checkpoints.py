@@ -6,7 +6,7 @@ import pickle
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -20,6 +20,9 @@ from idface.modules.base import FaceModule, MakesFacesFromLatents
 from idface.names import did_you_mean, nearest_path
 
 log = logging.getLogger(__name__)
+
+
+Model = TypeVar("Model", bound=FaceModule)
 
 
 class CheckpointError(ValueError):
@@ -71,6 +74,25 @@ def load_model(checkpoint: str) -> FaceModule:
         except RuntimeError as error:
             raise CheckpointError(f"{path}: the weights of {name} do not fit its recipe: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def load_model_of(kind: type[Model], checkpoint: str, option: str = "--checkpoint") -> Model:
+    """As `load_model`, for what only one kind of model does.
+
+    Args:
+        kind: the model's class.
+        checkpoint: see `load_model`.
+        option: who gave it, for the message.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another model.
+    """
+    model = load_model(checkpoint)
+    if not isinstance(model, kind):
+        raise CheckpointError(
+            f"{option} {checkpoint} is of {type(model).__name__}, expected a checkpoint of {kind.__name__}"
+        )
+    return model
 
 
 def best_device() -> torch.device:

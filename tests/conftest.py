@@ -1,11 +1,20 @@
 """What tests all over the tree share."""
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from data_modules.orl import orl_root
+
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # several processes: a share of the cores each
+    import torch
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of what they start
 
 
 @pytest.fixture(scope="session")

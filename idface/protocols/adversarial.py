@@ -15,12 +15,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from data_modules.batch import to_float, to_uint8
-from idface.checkpoints import best_device
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.results import captioned
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
-from idface.protocols.recombine import load_recombiner
 from idface.protocols.sources import People, people_of
 from idface.recognition.base import Recognizer, distance
 from idface.recognition.build import build_recognizer
@@ -122,7 +121,7 @@ def detect_adversarial(
     if bad := [each for each in thresholds or () if not 0 < each < 4]:
         raise ValueError(f"--thresholds has {bad[0]:g}; squared distances of unit vectors are between 0 and 4")
     device = best_device()
-    model = load_recombiner(checkpoint).to(device)
+    model = load_model_of(OpenSetIPGAN, checkpoint).to(device)
     target = build_recognizer(recognizer).to(device)
     if thresholds is None:
         if target.everyday is None:

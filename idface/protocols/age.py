@@ -9,12 +9,13 @@ from rich.progress import track
 from torch import Tensor
 
 from data_modules.photos import Rejected
-from idface.checkpoints import best_device
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.results import captioned, standing
+from idface.modules.label_dcgan import LabelConditionedDCGAN
 from idface.pictures import mark_synthetic, save_synthetic, to_picture
 from idface.protocols.photos import read_faces, write_rejected
-from idface.protocols.sample import SEXES, load_labelled, parse_ages
+from idface.protocols.sample import SEXES, parse_ages
 from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import distance
@@ -60,7 +61,7 @@ def age_photos(
         ValueError: an option is of no use, or no photo can be used; says which.
     """
     device = best_device()
-    model = load_labelled(checkpoint).to(device)
+    model = load_model_of(LabelConditionedDCGAN, checkpoint).to(device)
     if model.encoder is None:
         raise ValueError(
             f"--checkpoint {checkpoint} has no encoder, which finds a photo's noise: train one by "

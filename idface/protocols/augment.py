@@ -26,7 +26,7 @@ from data_modules.people import plain_name, read_names
 from data_modules.photos import Photo, PhotoError, PhotoReader, Pixels
 from data_modules.prepared import PreparedDataModule
 from idface.callbacks.checkpoint import RunCheckpoint
-from idface.checkpoints import best_device, load_model
+from idface.checkpoints import best_device, load_model_of
 from idface.files import save_tensors, write_csv, write_json
 from idface.latent.scoring import is_fast_in_bfloat16
 from idface.modules.cond_vaegan import CondVAEGAN
@@ -208,9 +208,7 @@ def augment(
         raise ValueError(f"--arms {' '.join(arms)}: a comparison takes 'real' and another one, each once")
     if len(seeds) < 3 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: an interval takes three seeds or more, all different")
-    model = load_model(checkpoint)
-    if not isinstance(model, CondVAEGAN):
-        raise ValueError(f"{checkpoint} is of {type(model).__name__}, which makes no faces of given people")
+    model = load_model_of(CondVAEGAN, checkpoint)
     if "new" in arms and not 2 <= mix <= model.num_identities:
         raise ValueError(
             f"--mix is {mix}; expected 2 or more of the {model.num_identities} people whom the model knows"

@@ -13,13 +13,12 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from idface.checkpoints import CheckpointError, best_device, load_generator, load_model
+from idface.checkpoints import best_device, load_generator, load_model_of
 from idface.files import write_csv
 from idface.latent.arithmetic import Directions, EditMeasure, FaceMeter, find_directions, load_directions, measure_edit
 from idface.latent.generators import Generator
 from idface.latent.results import faces_of, save_latents, standing, titled
 from idface.modules.attributes import AttributeClassifier
-from idface.networks.attributes import AttributeNetwork
 from idface.pictures import Picture, mark_synthetic, save_synthetic
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
@@ -109,7 +108,7 @@ def edit(
         raise ValueError(f"--checkpoint is missing, and --latent {latent} names none: give the generator's")
 
     device = best_device()
-    meter = FaceMeter(load_classifier(classifier), device)
+    meter = FaceMeter(load_model_of(AttributeClassifier, classifier, "--classifier").network, device)
     columns = {name: meter.index(name) for name in strengths}  # a misspelt name is told before anything is made
     if len(set(columns.values())) < len(columns):
         raise ValueError(f"--attribute: {' and '.join(columns)} name one attribute twice, expected each once")
@@ -221,20 +220,6 @@ def _check_latents(
             f"--latent {latent} is of generator {of or 'unknown'}, length {latents.shape[1]}; --checkpoint "
             f"{checkpoint} is {own}, length {generator.latent_dim}: give the checkpoint that the latent was found with"
         )
-
-
-def load_classifier(classifier: str) -> AttributeNetwork:
-    """The network of an AttributeClassifier's checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of another model.
-    """
-    model = load_model(classifier)
-    if not isinstance(model, AttributeClassifier):
-        raise CheckpointError(
-            f"--classifier {classifier} is of {type(model).__name__}, expected a checkpoint of AttributeClassifier"
-        )
-    return model.network
 
 
 def _directions(generator: Generator, meter: FaceMeter, count: int | None, seed: int, file: Path | None) -> Directions:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_modules.base import FaceDataModule
 from data_modules.batch import EVALUATION_SETS, labels_of, to_float
-from idface.checkpoints import best_device
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.results import captioned
 from idface.metrics.detection import CASCADES, hits_of_each
@@ -21,7 +21,6 @@ from idface.metrics.variety import JudgedFaces
 from idface.modules.base import digest_of_training_photos
 from idface.modules.label_dcgan import LabelConditionedDCGAN
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
-from idface.protocols.sample import load_labelled
 from idface.protocols.sources import photos_of_model
 from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.alignment import FaceDetector
@@ -88,7 +87,7 @@ def evaluate(
     if count < FEWEST:
         raise ValueError(f"--count is {count}, expected {FEWEST} or more: distributions are compared")
     device = best_device()
-    model = load_labelled(checkpoint).to(device)
+    model = load_model_of(LabelConditionedDCGAN, checkpoint).to(device)
     photos = photos_of_model(checkpoint, data, model.image_size, model.photos_digest)
     real = _some(held_out(photos, model), count, seed)
     seer, measure = AgeSexEstimator(estimator).to(device), build_recognizer(judge).to(device)

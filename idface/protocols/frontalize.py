@@ -8,14 +8,14 @@ from kornia.color import rgb_to_grayscale
 from torch import Tensor
 
 from data_modules.photos import Rejected
-from idface.checkpoints import best_device
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.arithmetic import FACE_BOX, FaceMeter
 from idface.latent.results import captioned, standing
+from idface.modules.attributes import AttributeClassifier
+from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import mark_synthetic, save_synthetic, to_picture
-from idface.protocols.edit import load_classifier
 from idface.protocols.photos import read_faces, write_rejected
-from idface.protocols.recombine import load_recombiner
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import distance
 from idface.recognition.build import build_recognizer
@@ -61,8 +61,8 @@ def frontalize(
         ValueError: an option is of no use, or no photo can be used; says which.
     """
     device = best_device()
-    model = load_recombiner(checkpoint).to(device)
-    meter = FaceMeter(load_classifier(classifier), device)
+    model = load_model_of(OpenSetIPGAN, checkpoint).to(device)
+    meter = FaceMeter(load_model_of(AttributeClassifier, classifier, "--classifier").network, device)
     detector = FaceDetector(device) if align else None
     rejected: list[Rejected] = []
     photos = read_faces(photo, "--photo", model.image_size, detector, rejected, out)

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_modules.batch import to_float
-from idface.checkpoints import best_device
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.losses.variational import sample_posterior
 from idface.modules.ipgan import OpenSetIPGAN
-from idface.protocols.recombine import load_recombiner
 from idface.protocols.sources import People, people_of
 
 BATCH = 256
@@ -54,7 +53,7 @@ def leakage(checkpoints: Mapping[str, str], photos: Path, out: Path, epochs: int
         ValueError: there are no two people with four photos or more.
     """
     device = best_device()
-    models = {name: load_recombiner(checkpoint).to(device) for name, checkpoint in checkpoints.items()}
+    models = {name: load_model_of(OpenSetIPGAN, checkpoint).to(device) for name, checkpoint in checkpoints.items()}
     report: dict[str, Any] = {"photos": str(photos), "epochs": epochs, "seed": seed, "models": {}}
     rows: list[tuple[object, ...]] = []
     drawn: dict[str, Curves] = {}

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from data_modules.photos import Rejected
-from idface.checkpoints import best_device
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_json
 from idface.latent.results import captioned, standing
+from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import SYNTHETIC, Picture, mark_synthetic, save_synthetic, to_picture
 from idface.protocols.photos import Faces, read_faces
-from idface.protocols.recombine import load_recombiner
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import distance
 from idface.recognition.build import build_recognizer
@@ -73,7 +73,7 @@ def morph(
             f"shows a picture for {FRAME} milliseconds at least; and 3600 at most"
         )
     device = best_device()
-    model = load_recombiner(checkpoint).to(device)
+    model = load_model_of(OpenSetIPGAN, checkpoint).to(device)
     detector = FaceDetector(device) if align else None
     rejected: list[Rejected] = []
     ends = [

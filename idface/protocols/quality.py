@@ -12,7 +12,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from data_modules.batch import to_float
-from idface.checkpoints import best_device, load_model
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.metrics.variety import AsTheyAre, JudgedFaces, perceptual_distance
 from idface.modules.recognition import LightCNNTraining
@@ -86,9 +86,7 @@ def quality(
         ValueError, OSError: a set, the classifier or the data are not as they should be.
     """
     device = best_device()
-    model = load_model(classifier)
-    if not isinstance(model, LightCNNTraining):
-        raise ValueError(f"--classifier {classifier} is of {type(model).__name__}, expected one of LightCNNTraining")
+    model = load_model_of(LightCNNTraining, classifier, "--classifier")
     network = build_recognizer(judge).to(device)
     named = [(name or Path(path).name, Path(path)) for name, _, path in (_named(each) for each in sets)]
     size = side_of(named[0][1], "--set")

@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from data_modules.photos import Rejected
-from idface.checkpoints import CheckpointError, best_device, load_model
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic, to_picture
@@ -48,7 +48,7 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         ValueError: no photo of `identity`, or none of `attributes`, can be used.
     """
     device = best_device()
-    model = load_recombiner(checkpoint).to(device)
+    model = load_model_of(OpenSetIPGAN, checkpoint).to(device)
     rejected: list[Rejected] = []
     detector = FaceDetector(device) if align else None
     sources = read_faces(identity, "--identity", model.image_size, detector, rejected, out)
@@ -80,20 +80,6 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
     grid = recombination_grid(sources.pictures[:GRID_LIMIT], targets.pictures[:GRID_LIMIT], np.stack(shown))
     save_synthetic(grid, out / "grid.png", recipe)
     return out / "grid.png"
-
-
-def load_recombiner(checkpoint: str) -> OpenSetIPGAN:
-    """The model of a checkpoint, which recombines identity and attributes.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of another model.
-    """
-    model = load_model(checkpoint)
-    if not isinstance(model, OpenSetIPGAN):
-        raise CheckpointError(
-            f"recombination takes a checkpoint of OpenSetIPGAN; {checkpoint} is of {type(model).__name__}"
-        )
-    return model
 
 
 def _attribute_codes(model: OpenSetIPGAN, images: Tensor) -> Tensor:

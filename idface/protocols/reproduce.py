@@ -19,18 +19,17 @@ from torch import Tensor
 
 from data_modules.base import FaceDataModule
 from data_modules.batch import to_float
-from idface.checkpoints import best_device
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.arithmetic import FACE_BOX, FaceMeter
 from idface.metrics.identification import found as found_by
 from idface.metrics.preservation import AttributePreservation, describe_faces
 from idface.metrics.recombination import RecombinationIdentity
+from idface.modules.attributes import AttributeClassifier
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import recombination_grid, save_synthetic, to_picture
 from idface.protocols.adversarial import detect_adversarial
-from idface.protocols.edit import load_classifier
 from idface.protocols.leakage import leakage
-from idface.protocols.recombine import load_recombiner
 from idface.protocols.sources import People, data_of_recipe, held_out_people, rows_of, unseen_people
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
@@ -226,12 +225,12 @@ def _identification(
 ) -> dict[str, Any]:
     """Tables 2 and 3: generated faces look for their people in a gallery of real photos."""
     device = best_device()
-    first = load_recombiner(str(next(iter(trained.values()))))
+    first = load_model_of(OpenSetIPGAN, str(next(iter(trained.values()))))
     recognizer = (first.judge if judge is None else build_recognizer(judge)) or build_recognizer("dlib")
     recognizer = recognizer.to(device)
     data = _data(next(iter(trained.values())), first.image_size)
     people = held_out_people(data) if seen else unseen_people(data)
-    meter = FaceMeter(load_classifier(classifier), device)
+    meter = FaceMeter(load_model_of(AttributeClassifier, classifier, "--classifier").network, device)
     scores = torch.cat([meter.scores(to_float(part).to(device)) for part in people.images.split(BATCH)]).cpu()
     gallery = choose_gallery(people.person, scores[:, meter.index("yaw")])
     kinds = {"any": torch.ones(len(scores), dtype=torch.bool)} if seen else kinds_of(scores, meter, gallery)
@@ -261,7 +260,7 @@ def _identification(
         for (of, number), checkpoint in trained.items():
             if of != variant:
                 continue
-            model = load_recombiner(str(checkpoint)).to(device)
+            model = load_model_of(OpenSetIPGAN, str(checkpoint)).to(device)
             independent &= recognizer.fingerprint() not in model.gradient_fingerprints
             runs.append({"seed": number, **_judge(model, photos, gallery, queries, names, recognizer, meter)})
             if number == seed:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from idface.checkpoints import CheckpointError, best_device, load_model
+from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv
 from idface.latent.results import titled
 from idface.modules.label_dcgan import LabelConditionedDCGAN, ages_grid
@@ -54,7 +54,7 @@ def sample(
         CheckpointError: the checkpoint cannot be used.
         ValueError: an option is of no use; says which.
     """
-    model = load_labelled(checkpoint).to(best_device())
+    model = load_model_of(LabelConditionedDCGAN, checkpoint).to(best_device())
     years = parse_ages(ages, model)
     sexes = list(dict.fromkeys(sexes))
     recipe: dict[str, Any] = {"checkpoint": checkpoint, "seed": seed}
@@ -89,21 +89,6 @@ def sample(
     if format == "folder":
         write_csv(out / LABELS, ("file", "sex", "age", "noise"), rows)
     return [folder / row[0] for row in rows]
-
-
-def load_labelled(checkpoint: str) -> LabelConditionedDCGAN:
-    """The model of a checkpoint, which makes faces of sexes and ages.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of another model.
-    """
-    model = load_model(checkpoint)
-    if not isinstance(model, LabelConditionedDCGAN):
-        raise CheckpointError(
-            f"{checkpoint} is of {type(model).__name__}, which makes no faces of a given sex and age: give a "
-            "checkpoint of LabelConditionedDCGAN"
-        )
-    return model
 
 
 def parse_ages(text: str, model: LabelConditionedDCGAN) -> list[float]:

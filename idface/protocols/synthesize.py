@@ -30,7 +30,7 @@ from torch import Tensor
 
 from data_modules.batch import to_float
 from data_modules.prepare.shards import FORMAT, INDEX, MANIFEST, SHARDS, ShardWriter, schema_of, write_index
-from idface.checkpoints import best_device, load_model
+from idface.checkpoints import best_device, load_model_of
 from idface.files import save_tensors, write_csv, write_json
 from idface.latent.scoring import is_fast_in_bfloat16
 from idface.metrics.variety import MeanPairDistance
@@ -133,11 +133,7 @@ def synthesize(
     """
     checks = {"max": max_distance, "duplicate": duplicate_distance, "leak": leak_distance}
     _check_options(mix, new_identities, seed, checks, evaluation, unchecked)
-    model = load_model(checkpoint)
-    if not isinstance(model, CondVAEGAN):
-        raise ValueError(
-            f"{checkpoint} is of {type(model).__name__}, which makes no faces of given people: give one of CondVAEGAN"
-        )
+    model = load_model_of(CondVAEGAN, checkpoint)
     if mix > model.num_identities:
         raise ValueError(f"--mix is {mix}, but the model knows {model.num_identities} people")
     _check_folder(out)

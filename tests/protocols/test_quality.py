@@ -154,7 +154,7 @@ def test_what_is_no_set_or_classifier_is_refused(
     (tmp_path / "other.yaml").write_text("model: 1\n")
     for option, value, message in (
         ("--set", str(tmp_path / "empty"), "expected a folder that `idface synthesize`"),
-        ("--classifier", "zoo:quickstart", "is of OpenSetIPGAN, expected one of LightCNNTraining"),
+        ("--classifier", "zoo:quickstart", "is of OpenSetIPGAN, expected a checkpoint of LightCNNTraining"),
         ("--data", str(tmp_path / "other.yaml"), "it has no `data`"),
         ("--data", str(sets[0]), "no photos were held out"),
     ):
