@@ -183,6 +183,11 @@ def _read_manifest(root: str) -> dict[str, Any]:
         if not (folder / MANIFEST).is_file():
             begun = (folder / ".work").is_dir()
             state = "nothing was prepared there; give a folder that `idface prepare` has written"
+            if (folder / "faces").is_dir():
+                state = (
+                    "its faces are a folder of pictures a person. Read them by --data FaceFolderDataModule --data.root "
+                    f"{folder / 'faces'} --data.align false"
+                )
             if begun:
                 state = "its preparation was not finished: give the same command again"
             raise FileNotFoundError(f"root: '{root}' has no {MANIFEST}: {state}")

@@ -414,7 +414,8 @@ class TrainingBatches(Sampler[Draw]):
             photos = len(self._epoch[1])
             raise ValueError(
                 f"{photos} training photos do not fill one batch of batch_size={batch_size} in {world_size} "
-                f"process(es): lower batch_size to {photos // world_size} or less, or add photos"
+                f"process(es): lower batch_size to {photos // world_size} or less, hold fewer people "
+                "and photos out, or add photos"
             )
         self.order = order
         self.batch_size = batch_size

@@ -227,7 +227,10 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor], dict[st
         content = torch.load(path, map_location="cpu", weights_only=True)
         state = content["state_dict"]
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error}): expected a .ckpt of a run, or a "
+            ".safetensors file of `idface export`"
+        ) from error
     averages = {key.removeprefix("ema."): value for key, value in state.items() if key.startswith("ema.")}
     networks = {key.split(".")[0] for key in averages}
     rest = {k: v for k, v in state.items() if not networks or k.split(".")[0] in networks}

@@ -8,7 +8,6 @@ from PIL import Image
 
 from data_modules.orl import orl_root
 
-
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # several processes: a share of the cores each
     import torch
 

@@ -80,7 +80,8 @@ def quality(
         * `compared`: how many faces those two and the score are of: as many in every row, for all three depend on it;
           means over `DRAWS` draws;
         * `judge_independent`: the judge was no loss of the model and did not choose the faces;
-          `classifier_independent`: the classifier was neither.
+          `classifier_independent`: the classifier was neither. None of a set that `idface synthesize` has not written,
+          of which this is not known.
 
     Raises:
         ValueError, OSError: a set, the classifier or the data are not as they should be.
@@ -97,14 +98,17 @@ def quality(
     judged = _Judge(model.to(device), network, training, device, seed, count)
     rows = []
     for (name, people), folder in zip(every, [None, *(folder for _, folder in named)], strict=True):
-        independent = (True, True) if folder is None else _independent(folder, network, model)
+        independent: tuple[bool | None, bool | None] = (True, True)
+        if folder is not None:
+            independent = _independent(folder, network, model)
         flags = dict(zip(("judge_independent", "classifier_independent"), independent, strict=True))
         rows.append({"set": name, **judged.figures(people), **flags})
         for what, is_independent in zip((judge, "the classifier"), independent, strict=True):
-            if not is_independent:
+            if is_independent is False:
                 log.warning("%s was a loss of the model of '%s' or chose its faces: it flatters them", what, folder)
     out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "quality.csv", tuple(rows[0]), [tuple(row.values()) for row in rows])
+    shown = [[f"{value:.6g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
+    write_csv(out / "quality.csv", tuple(rows[0]), shown)
     told = {"judge": f"{network.name} {network.fingerprint()}", "classifier": classifier, "rows": rows}
     write_json(out / "quality.json", told | {"published": PUBLISHED})
     return rows
@@ -200,10 +204,15 @@ def _named(text: str) -> tuple[str, str, str]:
     return (name, equals, path) if equals and not Path(text).exists() else ("", "", text)
 
 
-def _independent(folder: Path, judge: Recognizer, classifier: LightCNNTraining) -> tuple[bool, bool]:
+def _independent(folder: Path, judge: Recognizer, classifier: LightCNNTraining) -> tuple[bool | None, bool | None]:
     """Whether the judge, and whether the classifier, was no loss of a set's model and did not choose its faces."""
     file = folder / "synthesis.json"
-    told = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        log.warning(
+            "--set %s was not written by `idface synthesize`: these may be real photos, or training ones", folder
+        )
+        return None, None
+    told = json.loads(file.read_text("utf-8"))
     chosen_by = str(told.get("settings", {}).get("recognizer") or "").rpartition(" ")[2]
     used = {*told.get("gradient_fingerprints", ()), chosen_by}
     state = {f"network.{name}": value for name, value in classifier.network.backbone.state_dict().items()}

@@ -85,6 +85,7 @@ def training_data(checkpoint: str, given: Path | None, known: KnownPeople) -> Fa
         raise ValueError(
             f"--data {given}: the model knows {known.num_identities} people, but these data train {kind}: "
             "give the data that it was trained on, split in the same way"
+            + (", such as the config.yaml of its run: of a folder, everybody is meant" if given.is_dir() else "")
         )
     return data
 

@@ -188,9 +188,8 @@ def _check_options(
 ) -> None:
     """Refuse what cannot be, before anything is loaded."""
     if (mix == 0) != (new_identities == 0):
-        raise ValueError(
-            f"--mix is {mix} and --new-identities {new_identities}: new people take both, known people neither"
-        )
+        there, lacking = ("--mix", "--new-identities") if mix else ("--new-identities", "--mix")
+        raise ValueError(f"{there} is given, and {lacking} is not: new people take both, known people neither")
     if mix == 1 or mix < 0:
         raise ValueError(f"--mix is {mix}; a new person is a mixture of 2 or more known ones")
     if new_identities < 0 or new_identities == 1:
@@ -325,12 +324,12 @@ class _Synthesis:
             TextColumn("Synthesising"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("faces, {task.fields[speed]}"),
+            TextColumn("faces{task.fields[speed]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
         )
         per = self.asked["per_identity"]
         with Progress(*columns) as progress, ThreadPoolExecutor() as pool:
-            task = progress.add_task("", total=len(self.people) * per, speed="starting")
+            task = progress.add_task("", total=len(self.people) * per, speed=", starting")
             writing: Future[None] | None = None
             for number, people in self.chunks():
                 if self._is_done(number):
@@ -341,7 +340,7 @@ class _Synthesis:
                     writing.result()  # one chunk is encoded and written while the next one is drawn
                 writing = pool.submit(self._write, number, faces)
                 speed = progress.tasks[task].speed
-                progress.update(task, speed="" if speed is None else f"{speed:.0f}/s")
+                progress.update(task, speed="" if speed is None else f", {speed:.0f}/s")
             if writing is not None:
                 writing.result()
             progress.update(task, completed=len(self.people) * per)
@@ -516,7 +515,8 @@ class _Synthesis:
         if result["people"] < 2:
             raise ValueError(
                 f"faces of {result['people']} people passed, of {result['drawn']:,} drawn faces, and a set takes two "
-                f"({result['left_out']}): see '{self.out / 'faces.csv'}'"
+                f"({', '.join(f'{count:,}: {reason}' for reason, count in result['left_out'].items())}): see "
+                f"'{self.out / 'faces.csv'}'. Train longer, or keep more by --no-detect, wider distances or --unchecked"
             )
         if self.asked["format"] == "shards":
             self._write_manifest(chunks, result)

@@ -401,6 +401,9 @@ def test_an_unfinished_set_is_not_opened(faces: Path, tmp_path: Path) -> None:
         PreparedDataModule(f"{faces}s")
     with pytest.raises(FileNotFoundError, match=r"has no manifest\.json: nothing was prepared"):
         PreparedDataModule(str(tmp_path))
+    (tmp_path / "faces").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"--data FaceFolderDataModule --data\.root \S*/faces"):
+        PreparedDataModule(str(tmp_path))
     (tmp_path / ".work").mkdir()
     with pytest.raises(FileNotFoundError, match="its preparation was not finished: give the same command again"):
         PreparedDataModule(str(tmp_path))

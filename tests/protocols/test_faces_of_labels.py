@@ -126,7 +126,7 @@ def test_grids_images_and_folders(tmp_path: Path) -> None:
             assert json.loads(image.info["Recipe"])["seed"] == 3
     again = sample(model, tmp_path / "again", ages="30", count=2, seed=3, format="images")
     np.testing.assert_array_equal(np.asarray(Image.open(again[0])), np.asarray(Image.open(files[0])))
-    with pytest.raises(CheckpointError, match="is of .*, expected a checkpoint of LabelConditionedDCGAN"):
+    with pytest.raises(CheckpointError, match=r"is of .*, expected a checkpoint of LabelConditionedDCGAN"):
         sample("zoo:quickstart", tmp_path)
 
 

@@ -94,6 +94,7 @@ def test_real_photos_as_a_set_are_as_good_as_real_ones(
     assert copies["kernel_distance"] < made["kernel_distance"]
     assert copies["spread"] == pytest.approx(real["spread"], rel=0.5)
     assert made["spread"] < real["spread"]
+    assert [row["judge_independent"] for row in (real, copies, made)] == [True, None, True]  # of copies nothing is told
     assert [row["set"] for row in csv.DictReader((out / "quality.csv").open(newline=""))] == ["real", "copies", "noise"]
     assert json.loads((out / "quality.json").read_text())["judge"].startswith("dlib")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_modules.folder import FaceFolderDataModule
 from data_modules.prepared import PreparedDataModule
+from idface.checkpoints import load_model_of
 from idface.cli import main
 from idface.files import save_tensors
 from idface.modules.cond_vaegan import CondVAEGAN
@@ -109,8 +110,7 @@ def test_an_unchecked_set_is_read_by_both_readers_and_says_what_it_is(tmp_path: 
 
 def recipe_makes(checkpoint: str, recipe: dict[str, Any]) -> np.ndarray:
     """The face, from what is written in its file."""
-    model = module.load_model(checkpoint)
-    assert isinstance(model, CondVAEGAN)
+    model = load_model_of(CondVAEGAN, checkpoint)
     latents = module.latent(recipe["seed"], recipe["number"], 6)
     weights = torch.zeros(1, PEOPLE)
     weights[0, recipe["labels"]] = torch.tensor(recipe["weights"])
@@ -248,7 +248,7 @@ def test_a_synthesis_that_was_stopped_goes_on_and_comes_out_the_same(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mix", "3"], "new people take both"),
+        (["--mix", "3"], "--mix is given, and --new-identities is not: new people take both"),
         (["--new-identities", "3"], "new people take both"),
         (["--mix", "1", "--new-identities", "3"], "2 or more known ones"),
         (["--mix", "5", "--new-identities", "3"], "the model knows 4 people"),
