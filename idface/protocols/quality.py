@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ from idface.recognition.build import build_recognizer
 from idface.recognition.weights import fingerprint_of
 
 log = logging.getLogger(__name__)
+
+# the metrics' own words about what they were asked for
+warnings.filterwarnings("ignore", "Metric .* will save all extracted features")
+warnings.filterwarnings("ignore", r"std\(\): degrees of freedom is <= 0")
 
 PAIRS = 2000
 """Pairs of one person's faces whose spread is measured, more or less; one of each person at least."""
