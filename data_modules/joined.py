@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Unpack
 
 import numpy as np
@@ -34,8 +35,10 @@ class JoinedDataModule(FaceDataModule):
 
     def __init__(self, sets: list[FaceDataModule], image_size: int = 64, **options: Unpack[FaceOptions]) -> None:
         super().__init__(image_size=image_size, **options)
-        if own := options.keys() & {"val_identities", "test_identities", "held_out_photos"}:
-            raise ValueError(f"{min(own)} has no effect here: who is held out is said by the first of the sets")
+        usual = signature(FaceDataModule).parameters  # a parser may hand over what nobody has given
+        own = options.keys() & {"val_identities", "test_identities", "held_out_photos"}
+        if given := [name for name in sorted(own) if dict(options)[name] != usual[name].default]:
+            raise ValueError(f"{given[0]} has no effect here: who is held out is said by the first of the sets")
         if not sets:
             raise ValueError("sets is empty: give a set, and others to train on beside it")
         for number, data in enumerate(sets):
