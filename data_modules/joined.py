@@ -81,7 +81,7 @@ class JoinedDataModule(FaceDataModule):
         """The photos of each set, by their own names."""
         parts: list[list[Photo]] = [[] for _ in self.sets]
         for photo in photos:
-            number, name = _own_name(photo)
+            number, name = own_name(photo)
             parts[number].append(photo._replace(name=name))
         return parts
 
@@ -91,10 +91,10 @@ class JoinedDataModule(FaceDataModule):
 
     def split_photos(self, photos: Sequence[Photo]) -> FaceSplit:
         """The first set's split, with the others' photos in training."""
-        first = np.array([row for row, photo in enumerate(photos) if _own_name(photo)[0] == 0], np.int64)
-        split = self.sets[0].split_photos([photos[row]._replace(name=_own_name(photos[row])[1]) for row in first])
+        first = np.array([row for row, photo in enumerate(photos) if own_name(photo)[0] == 0], np.int64)
+        split = self.sets[0].split_photos([photos[row]._replace(name=own_name(photos[row])[1]) for row in first])
         known = set(split.identity_names)
-        others = [row for row, photo in enumerate(photos) if _own_name(photo)[0] > 0]
+        others = [row for row, photo in enumerate(photos) if own_name(photo)[0] > 0]
         new = sorted(
             {str(person) for row in others if (person := photos[row].person) is not None and person not in known}
         )
@@ -133,11 +133,11 @@ class JoinedReader:
 
     def __call__(self, photo: Photo) -> Pixels:
         """Read a photo as its set does."""
-        number, name = _own_name(photo)
+        number, name = own_name(photo)
         return self.readers[number](photo._replace(name=name))
 
 
-def _own_name(photo: Photo) -> tuple[int, str]:
+def own_name(photo: Photo) -> tuple[int, str]:
     """The number of a photo's set, and what the set calls it."""
     number, _, name = photo.name.partition("/")
     return int(number), name

@@ -84,8 +84,13 @@ class FaceMeter:
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
         """Scores (B, K) float32 of faces (B, 3, S, S) in [-1, 1], in the order of `names`."""
+        return self.measure(images)[0]
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `scores`, and the landmarks (B, 5, 2) in units of the side."""
         logits, landmarks = self.network(images)
-        return torch.cat([logits, yaw_degrees(landmarks)[:, None], brightness(images)[:, None]], 1)
+        return torch.cat([logits, yaw_degrees(landmarks)[:, None], brightness(images)[:, None]], 1), landmarks
 
     def shown(self, scores: Tensor) -> Tensor:
         """Scores (..., K) as people read them: probabilities for logits, the others as they are."""

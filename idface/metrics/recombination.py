@@ -6,6 +6,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.prints import rank_zero_warn
 
+from idface.metrics.identification import found
+
 
 class RecombinationIdentity(Metric):
     """Identity of results that took the person of one photo and the attributes of another person's.
@@ -74,17 +76,14 @@ class RecombinationIdentity(Metric):
         to_source = (result * source).sum(1)
         to_attributes = (result * attributes).sum(1)
 
-        def found(query: Tensor) -> Tensor:
-            return (gallery_identity[(query @ gallery.T).argmax(1)] == identity).float().mean()
-
         return {
             "similarity_to_source": to_source.mean(),
             "similarity_to_attributes": to_attributes.mean(),
             "nearer_to_source": (to_source > to_attributes).float().mean(),
             "real_same": (source @ gallery.T)[own].mean(),
             "real_different": (source * attributes).sum(1).mean(),
-            "top1": found(result),
-            "top1_real": found(source),
+            "top1": found(result, identity, gallery, gallery_identity).float().mean(),
+            "top1_real": found(source, identity, gallery, gallery_identity).float().mean(),
             "chance": torch.tensor(1.0 / len(gallery), device=result.device),
             "results": torch.tensor(float(len(result)), device=result.device),
             "gallery": torch.tensor(float(len(gallery)), device=result.device),

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
@@ -289,7 +290,7 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
     for arm, runs in results.items():
         accuracy = np.array([each["accuracy"] for each in runs])
         gain = accuracy - base
-        half = float(stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5)
+        half = half_interval(gain)
         mean = float(gain.mean())
         rows.append(
             {
@@ -304,6 +305,11 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
             }
         )
     return rows
+
+
+def half_interval(values: NDArray[np.float64]) -> float:
+    """Half of Student's 95 % interval of the mean of some values (N,), two or more."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def in_words(summary: Mapping[str, Any]) -> list[str]:

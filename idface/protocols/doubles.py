@@ -10,16 +10,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
-from data_modules.base import FaceDataModule
-from data_modules.joined import JoinedDataModule
+from data_modules.joined import JoinedDataModule, own_name
+from data_modules.photos import Photo
 from idface.checkpoints import best_device
 from idface.files import write_csv, write_json
 from idface.latent.results import captioned
-from idface.protocols.sources import data_of_recipe, rows_of, unseen_people
-from idface.recognition.base import Recognizer, distance
+from idface.protocols.sources import data_of_recipe, rows_of, training_embeddings, unseen_people
+from idface.recognition.base import distance
 from idface.recognition.build import build_recognizer
 
 PAIRS = 6
@@ -31,9 +30,9 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     """Find the training photos of a recipe that look like somebody whom it validates or tests on.
 
     People of the set that holds them out are somebody else: they have other names. Those of other sets are compared by
-    their mean embeddings, and photos of nobody who is known one by one. How near is too near is
-    measured on the held-out people: as near as `share` of their pairs. So at most about `share` times their number of
-    all people is left out for nothing, and of a person in training who is held out, all photos are.
+    their mean embeddings, and photos of nobody who is known one by one. How near is too near is measured on the
+    held-out people: as near as `share` of their pairs. So at most about `share` times their number of all people is
+    left out for nothing, and of a person in training who is held out, all photos are.
 
     Writes into `out`: `leave_out.txt`, the photos by name, for the `leave_out` of the recipe's data; `doubles.csv`, for
     each person or photo whom it resembles and how near; `doubles.png`, pairs of them from the nearest to the limit;
@@ -62,45 +61,44 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     first, second = torch.triu_indices(len(centres), len(centres), 1)
     limit = float(distance(centres[first], centres[second]).quantile(share))
 
-    embedded, index = _training(faces, network)
+    embedded, index = training_embeddings(faces, network)
+    photos = [faces.photos[row] for row in index.tolist()]
     identity = torch.from_numpy(faces.split.identity[index.numpy()])
     joined = isinstance(faces, JoinedDataModule)
-    own = torch.tensor([not joined or faces.photos[row].name.startswith("0/") for row in index.tolist()])
+    own = torch.tensor([not joined or own_name(photo)[0] == 0 for photo in photos])
     people = [rows for number, rows in rows_of(identity) if number >= 0 and not bool(own[rows].any())]
     groups = [*people, *(identity < 0).nonzero()]
-    found: list[tuple[float, Tensor, int]] = []
+    found: list[tuple[float, list[Photo], int]] = []
     for rows in groups:
         apart = distance(_centre(embedded[rows])[None], centres)
         nearest = int(apart.argmin())
         if float(apart[nearest]) <= limit:
-            found.append((float(apart[nearest]), rows, nearest))
+            found.append((float(apart[nearest]), [photos[row] for row in rows.tolist()], nearest))
     found.sort(key=lambda each: each[0])
 
-    photos = faces.photos
     out.mkdir(parents=True, exist_ok=True)
-    names = sorted(photos[int(index[row])].name for _, rows, _ in found for row in rows)
+    names = sorted(photo.name for _, theirs, _ in found for photo in theirs)
     header = f"# photos of {data} that look like somebody whom it holds out, by {network.name}\n"
     (out / "leave_out.txt").write_text(header + "".join(f"{name}\n" for name in names), "utf-8")
     write_csv(
         out / "doubles.csv",
         ("photo", "photos", "person", "resembles", "distance"),
         [
-            (photos[row].name, len(rows), photos[row].person or "", held_out.names[person], f"{apart:.4f}")
-            for apart, rows, person in found
-            for row in (int(index[rows[0]]),)
+            (theirs[0].name, len(theirs), theirs[0].person or "", held_out.names[person], f"{apart:.4f}")
+            for apart, theirs, person in found
         ],
     )
     if found:
         shown = [
             found[place] for place in np.linspace(0, len(found) - 1, min(PAIRS * ROWS, len(found))).round().astype(int)
         ]
-        read = faces.reader(photos)
+        read = faces.reader(faces.photos)
         lines = []
         for number in range(0, len(shown), PAIRS):
             pictures, captions = [], []
-            for apart, rows, person in (shown + [shown[-1]] * PAIRS)[number : number + PAIRS]:
+            for apart, alike, person in (shown + [shown[-1]] * PAIRS)[number : number + PAIRS]:
                 theirs = held_out.images[(held_out.person == person).nonzero()[0, 0]]
-                pictures += [read(photos[int(index[rows[0]])]), theirs.permute(1, 2, 0).numpy()]
+                pictures += [read(alike[0]), theirs.permute(1, 2, 0).numpy()]
                 captions += [f"trains\n{apart:.3f}", "held out"]
             lines.append(captioned(pictures, captions))
         Image.fromarray(np.concatenate(lines)).save(out / "doubles.png")
@@ -111,7 +109,7 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
         "limit": limit,
         "held_out": len(held_out.names),
         "looked_at": {"people": len(people), "photos": sum(map(len, groups))},
-        "people": sum(int(identity[rows[0]]) >= 0 for _, rows, _ in found),
+        "people": sum(theirs[0].person is not None for _, theirs, _ in found),
         "photos": len(names),
     }
     write_json(out / "report.json", report)
@@ -121,16 +119,6 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
 def _centre(embeddings: Tensor) -> Tensor:
     """Mean direction (D,) of unit embeddings (N, D)."""
     return F.normalize(embeddings.mean(0), dim=0)
-
-
-@torch.no_grad()
-def _training(faces: FaceDataModule, network: Recognizer) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D) of the training photos, and their rows in the data, int64 (N,), on the CPU."""
-    embedded, index = [], []
-    for batch in track(faces.training_photos(), "Looking at training photos", transient=True):
-        embedded.append(network.embed(batch["image"]))
-        index.append(batch["index"])
-    return torch.cat(embedded), torch.cat(index).cpu()
 
 
 def in_words(report: dict[str, Any]) -> list[str]:

@@ -21,10 +21,9 @@ from idface.metrics.variety import JudgedFaces
 from idface.modules.base import digest_of_training_photos
 from idface.modules.label_dcgan import LabelConditionedDCGAN
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
-from idface.protocols.sources import photos_of_model
+from idface.protocols.sources import photos_of_model, training_embeddings
 from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.alignment import FaceDetector
-from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 
 log = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ def evaluate(
     )
     figures: dict[str, dict[str, float]] = {"real": {}, "generated": {}}
     embedded = {"real": measure.embed(real.images), "generated": measure.embed(made)}
-    known, rows = _training_embeddings(photos, measure)
+    known, rows = training_embeddings(photos, measure)
     judged = {"real": real.images, "generated": made}
     for kind, images in judged.items():
         figures[kind] |= detection_rates(images) | obedience(seer, images, real.sex, real.age)
@@ -220,13 +219,6 @@ def held_out(photos: FaceDataModule, model: LabelConditionedDCGAN) -> Labelled:
             "set val_share and test_share (or val_identities and test_identities) of the data above 0"
         )
     return Labelled(*(torch.stack(column) for column in zip(*(found[row] for row in sorted(found)), strict=True)))
-
-
-def _training_embeddings(photos: FaceDataModule, judge: Recognizer) -> tuple[Tensor, Tensor]:
-    """Embeddings (M, D) of the training photos, and their rows in the data, int64 (M,)."""
-    batches = [(judge.embed(batch["image"]), batch["index"]) for batch in photos.training_photos()]
-    embeddings, rows = zip(*batches, strict=True)
-    return torch.cat(embeddings), torch.cat(rows)
 
 
 def _training_pictures(photos: FaceDataModule, rows: Tensor) -> Picture:

@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from data_modules.base import FaceDataModule
 from data_modules.batch import to_float
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
@@ -29,11 +27,12 @@ from idface.modules.attributes import AttributeClassifier
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import recombination_grid, save_synthetic, to_picture
 from idface.protocols.adversarial import detect_adversarial
+from idface.protocols.augment import half_interval
 from idface.protocols.leakage import leakage
-from idface.protocols.sources import People, data_of_recipe, held_out_people, rows_of, unseen_people
+from idface.protocols.sources import People, held_out_people, photos_of_model, rows_of, unseen_people
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
-from idface.run import CHECKPOINTS, CONFIG, find_checkpoint
+from idface.run import CHECKPOINTS, find_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +69,10 @@ DARK = 0.2
 GRID = (6, 8)
 
 
+Trained = Mapping[str, dict[int, Path]]
+"""The checkpoint of each variant, by the seed that it was trained with."""
+
+
 class Queries(NamedTuple):
     """Faces to make and to look for.
 
@@ -101,7 +104,7 @@ def reproduce(
         out: the folder to write, or to go on with: models are trained once for all of the paper's tables.
         config: recipes of an OpenSetIPGAN, one over the other, as `lightning fit` takes them; the first has its
             `ablations` beside it.
-        variants: some of `VARIANTS`; None for those of the table or figure.
+        variants: some of `VARIANTS`; None for those of the table or figure. `ipgan-table4` is of "full" alone.
         seeds: of training; of `ipgan-fig4` and `ipgan-table4` the first one alone is used.
         judge: who says whose face it is, see `build_recognizer`; None for the recipe's.
         photos: a prepared set of people whom no model was trained on, which `ipgan-fig4` and `ipgan-table4` take.
@@ -132,9 +135,10 @@ def reproduce(
         seeds = seeds[:1]
         if what == "ipgan-table4":
             chosen = ("full",)
-    trained = {
-        (variant, seed): train_variant(variant, seed, config, out / "models") for seed in seeds for variant in chosen
-    }
+    trained: Trained = {variant: {} for variant in chosen}
+    for seed in seeds:
+        for variant in chosen:
+            trained[variant][seed] = train_variant(variant, seed, config, out / "models")
     folder = out / what
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {
@@ -144,10 +148,10 @@ def reproduce(
         "paper": PAPER[what],
     }
     if what == "ipgan-fig4" and photos is not None:
-        of = {variant: str(trained[variant, seeds[0]]) for variant in chosen}
+        of = {variant: str(checkpoints[seeds[0]]) for variant, checkpoints in trained.items()}
         report = about | leakage(of, photos, folder, seed=seeds[0])
     elif what == "ipgan-table4" and photos is not None:
-        report = about | detect_adversarial(str(trained["full", seeds[0]]), photos, folder, pairs, seed=seeds[0])
+        report = about | detect_adversarial(str(trained["full"][seeds[0]]), photos, folder, pairs, seed=seeds[0])
     else:
         report = about | _identification(what == "ipgan-table2", trained, folder, judge, classifier)
     write_json(folder / "report.json", report)
@@ -175,13 +179,12 @@ def train_variant(variant: str, seed: int, config: Sequence[Path], models: Path)
     for record in (done, begun):
         if record.is_file() and json.loads(record.read_text("utf-8")) != told:
             raise ValueError(f"{models / name} was trained by other recipes than --config gives: give another --out")
-    begins = not (begun.is_file() or done.is_file())
     models.mkdir(parents=True, exist_ok=True)
     if not done.is_file():
         command = [sys.executable, "-m", "idface", "fit"]
         command += [part for file in files for part in ("--config", str(file))]
         command += ["--seed_everything", str(seed), "--run.root", str(models), "--run.name", name]
-        if not begins and any(models.glob(f"{name}/*/{CHECKPOINTS}/*.ckpt")):
+        if begun.is_file() and any(models.glob(f"{name}/*/{CHECKPOINTS}/*.ckpt")):
             command += ["--ckpt_path", "last"]
         write_json(begun, told)
         log.warning("training %s, seed %d", variant, seed)
@@ -220,46 +223,39 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ identification
 
 
-def _identification(
-    seen: bool, trained: Mapping[tuple[str, int], Path], folder: Path, judge: str | None, classifier: str
-) -> dict[str, Any]:
+def _identification(seen: bool, trained: Trained, folder: Path, judge: str | None, classifier: str) -> dict[str, Any]:
     """Tables 2 and 3: generated faces look for their people in a gallery of real photos."""
     device = best_device()
-    first = load_model_of(OpenSetIPGAN, str(next(iter(trained.values()))))
+    seed, checkpoint = min(trained["full"].items())
+    first = load_model_of(OpenSetIPGAN, str(checkpoint))
     recognizer = (first.judge if judge is None else build_recognizer(judge)) or build_recognizer("dlib")
     recognizer = recognizer.to(device)
-    data = _data(next(iter(trained.values())), first.image_size)
+    data = photos_of_model(str(checkpoint), None, first.image_size, first.photos_digest)
     people = held_out_people(data) if seen else unseen_people(data)
     meter = FaceMeter(load_model_of(AttributeClassifier, classifier, "--classifier").network, device)
-    scores = torch.cat([meter.scores(to_float(part).to(device)) for part in people.images.split(BATCH)]).cpu()
+    scores, described = describe(people.images, meter)
     gallery = choose_gallery(people.person, scores[:, meter.index("yaw")])
     kinds = {"any": torch.ones(len(scores), dtype=torch.bool)} if seen else kinds_of(scores, meter, gallery)
-    seed = min(seed for _, seed in trained)
     queries = draw_queries(people.person, gallery, list(kinds.values()), seed)
-    embedded = torch.cat([recognizer.embed(to_float(part).to(device)) for part in people.images.split(BATCH)]).cpu()
-    photos = _Described(people, embedded, describe(people.images, meter))
+    embedded = recognizer.embed(people.images).cpu()
+    photos = _Described(people, embedded, described)
 
-    names = list(kinds)
+    names = [] if seen else list(kinds)
     rows: list[dict[str, Any]] = []
     independent = True
     asked = queries.source.unique()
     own = found_by(embedded[asked], people.person[asked], embedded[gallery], people.person[gallery])
-    shows = torch.stack([kind[asked] for kind in kinds.values()])
-    real = {
-        name: 100 * float(own[mine].float().mean()) if mine.any() else None
-        for name, mine in zip(names, shows, strict=True)
-    }
+    shows = {name: kinds[name][asked] for name in names}
+    real = {name: 100 * float(own[mine].float().mean()) if mine.any() else None for name, mine in shows.items()}
     low, high = _resampled(own, people.person[asked], seed)
     paper = PAPER["ipgan-table2" if seen else "ipgan-table3"]
     rows.append(
         {"variant": "real", "seeds": [], "top1": 100 * float(own.float().mean()), "low": low, "high": high}
-        | {"paper": paper.get("real"), "kinds": {} if seen else real}
+        | {"paper": paper.get("real"), "kinds": real}
     )
-    for variant in dict.fromkeys(variant for variant, _ in trained):
+    for variant, checkpoints in trained.items():
         runs = []
-        for (of, number), checkpoint in trained.items():
-            if of != variant:
-                continue
+        for number, checkpoint in checkpoints.items():
             model = load_model_of(OpenSetIPGAN, str(checkpoint)).to(device)
             independent &= recognizer.fingerprint() not in model.gradient_fingerprints
             runs.append({"seed": number, **_judge(model, photos, gallery, queries, names, recognizer, meter)})
@@ -267,7 +263,7 @@ def _identification(
                 _save_grid(model, people, gallery, folder / f"grid-{variant}.png", str(checkpoint), seed)
         found = np.array([run["top1"] for run in runs])
         if len(runs) > 1:
-            half = float(stats.t.ppf(0.975, len(runs) - 1) * found.std(ddof=1) / len(runs) ** 0.5)
+            half = half_interval(found)
             low, high = float(found.mean()) - half, float(found.mean()) + half
         else:
             low, high = runs[0]["interval"]
@@ -279,7 +275,6 @@ def _identification(
             {"variant": variant, "seeds": runs, "top1": float(found.mean()), "low": low, "high": high}
             | {"paper": paper.get(variant)}
             | means
-            | ({"kinds": {}} if seen else {})
         )
     _write_table(rows, names, folder / "table.csv")
     return {
@@ -383,19 +378,18 @@ def draw_queries(person: Tensor, gallery: Tensor, kinds: Sequence[Tensor], seed:
     return Queries(*columns)
 
 
-def describe(images: Tensor, meter: FaceMeter) -> Tensor:
-    """What `AttributePreservation` compares of faces, uint8 (N, 3, S, S): (N, D), on the CPU."""
+def describe(images: Tensor, meter: FaceMeter) -> tuple[Tensor, Tensor]:
+    """The meter's scores (N, K) of faces, uint8 (N, 3, S, S), and what `AttributePreservation` compares, (N, D)."""
     low, high = (round(edge * images.shape[-1]) for edge in FACE_BOX)
     device = next(meter.network.parameters()).device
     found = []
     for part in images.split(BATCH):
         faces = to_float(part).to(device)
-        scores = meter.scores(faces)
-        with torch.no_grad():
-            landmarks = meter.network(faces)[1]
+        scores, landmarks = meter.measure(faces)
         yaw, light = (scores[:, meter.index(name)] for name in ("yaw", "brightness"))
-        found.append(describe_faces(faces, landmarks, yaw, light, (low, high)).cpu())
-    return torch.cat(found)
+        found.append((scores.cpu(), describe_faces(faces, landmarks, yaw, light, (low, high)).cpu()))
+    scores, described = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return scores, described
 
 
 def _judge(
@@ -416,9 +410,9 @@ def _judge(
         source, attributes = queries.source[rows], queries.attributes[rows]
         x_s, x_a = (to_float(people.images[which]).to(model.device) for which in (source, attributes))
         made = torch.from_numpy(to_picture(model.recombine(x_s, x_a))).permute(0, 3, 1, 2)  # as they would be kept
-        result = recognizer.embed(to_float(made).to(model.device)).cpu()
+        result = recognizer.embed(made).cpu()
         judged.update(result, embedded[source], embedded[attributes], people.person[source])
-        kept.update(describe(made, meter), described[attributes], described[source])
+        kept.update(describe(made, meter)[1], described[attributes], described[source])
         results.append(result)
     person = people.person[queries.source]
     found = found_by(torch.cat(results), person, embedded[gallery], people.person[gallery])
@@ -465,12 +459,11 @@ def _save_grid(model: OpenSetIPGAN, people: People, gallery: Tensor, file: Path,
 def _write_table(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str], file: Path) -> None:
     """A line a variant."""
     identity, preservation = (list(rows[1][name]) for name in ("identity", "preservation"))
-    shown = [name for name in kinds if any(name in row["kinds"] for row in rows)]
-    header = ["variant", "seeds", "top1", "low", "high", "paper", *(f"top1_{name}" for name in shown)]
+    header = ["variant", "seeds", "top1", "low", "high", "paper", *(f"top1_{name}" for name in kinds)]
     lines = [
         [
             *(row["variant"], len(row["seeds"]), row["top1"], row["low"], row["high"], row["paper"]),
-            *(row["kinds"].get(name) for name in shown),
+            *(row["kinds"].get(name) for name in kinds),
             *(row.get("identity", {}).get(name) for name in identity),
             *(row.get("preservation", {}).get(name) for name in preservation),
         ]
@@ -484,8 +477,3 @@ def _write_table(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str], file: 
             for line in lines
         ],
     )
-
-
-def _data(checkpoint: Path, image_size: int) -> FaceDataModule:
-    """The data of the run that a checkpoint lies in."""
-    return data_of_recipe(checkpoint.parent.parent / CONFIG, image_size)

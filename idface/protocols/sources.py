@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 
 from data_modules.base import FaceDataModule
@@ -21,6 +22,7 @@ from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import find_checkpoint
 from idface.modules.base import digest_of_names, digest_of_training_photos
 from idface.names import whole_class_paths
+from idface.recognition.base import Recognizer
 from idface.run import run_of
 
 BATCH = 256
@@ -162,6 +164,14 @@ def training_people(data: FaceDataModule) -> People:
     images, person = (torch.cat([batch[key] for batch in batches]) for key in ("image", "identity"))
     known = person >= 0
     return People(data.identity_names[: data.num_identities], images[known], person[known])
+
+
+def training_embeddings(data: FaceDataModule, recognizer: Recognizer) -> tuple[Tensor, Tensor]:
+    """Embeddings (M, D) of the training photos, and their rows in the data, int64 (M,)."""
+    photos = track(data.training_photos(), "Looking at training photos", transient=True)
+    batches = [(recognizer.embed(batch["image"]), batch["index"]) for batch in photos]
+    embeddings, rows = zip(*batches, strict=True)
+    return torch.cat(embeddings), torch.cat(rows)
 
 
 def held_out_people(data: FaceDataModule) -> People:
