@@ -560,7 +560,7 @@ def _add_augment(verbs: Any) -> None:
     )
     quality.add_argument("--classifier", required=True, metavar="CKPT", help="of a LightCNNTraining on the real photos")
     quality.add_argument(
-        "--data", type=_existing, required=True, metavar="FILE", help="those: a recipe with its data, or a prepared set"
+        "--data", type=_existing, required=True, metavar="FILE", help="those: a recipe whose data holds photos out"
     )
     quality.add_argument("--judge", default="dlib", metavar="NAME", help=f"measures distances: {RECOGNIZERS}")
     quality.add_argument("--seed", type=int, default=0, help="of the pairs that are drawn (%(default)s)")

@@ -1,6 +1,7 @@
 """`lightning fit|validate|test|predict`: LightningCLI with run folders, short class names and readable errors."""
 
 import importlib
+import inspect
 import logging
 import os
 import pickle
@@ -116,6 +117,7 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with short class names also on the command line."""
         self.config = parser.parse_args(_whole_class_paths(cast(list[str], args)))
+        _restore_nulls(self.config)
 
     @property
     def options(self) -> Namespace:
@@ -271,6 +273,21 @@ def _whole_class_paths(arguments: Iterable[str]) -> list[str]:
         else:
             result.append(_whole_class_path(option, argument))
     return result
+
+
+def _restore_nulls(options: Namespace) -> None:
+    """None for the text "None" where None is the default: jsonargparse makes it of `--model.x.init_args.file null`."""
+    path, given = options.get("class_path"), options.get("init_args")
+    if isinstance(path, str) and isinstance(given, Namespace):
+        module, _, name = path.rpartition(".")
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        for key, value in vars(given).items():
+            if value is not None and str(value) == "None" and key in parameters and parameters[key].default is None:
+                given[key] = None
+    for value in vars(options).values():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Namespace):
+                _restore_nulls(each)
 
 
 def _whole_class_path(option: str, value: str) -> str:

@@ -154,6 +154,13 @@ class TestConfiguration:
         model = fit_and_get_model(monkeypatch, "toy.yaml", overlay)
         assert model.arguments == {"num_identities": 5, "image_size": 8, "width": 8}
 
+    def test_null_is_nothing_also_deep_in_a_configuration(self) -> None:
+        overlay = f"model: {{init_args: {{encoder: {{class_path: {TOYS}.EncoderOfFile, init_args: {{file: a}}}}}}}}"
+        given = ["--config", write("overlay.yaml", overlay), "--model.encoder.init_args.file", "null"]
+        lightning(["fit", "--config", "toy.yaml", *given])
+        saved = yaml.safe_load(Path("runs/toy/0/config.yaml").read_text())
+        assert saved["model"]["init_args"]["encoder"]["init_args"] == {"depth": 7, "file": None}
+
     def test_short_class_names_on_the_command_line(self) -> None:
         lightning(["fit", "--config", "toy.yaml", "--trainer.logger=CSVLogger", "--trainer.logger.prefix=a"])
         saved = yaml.safe_load(Path("runs/toy/0/config.yaml").read_text())

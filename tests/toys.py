@@ -19,6 +19,11 @@ class DeepEncoder(Encoder):
         super().__init__()
 
 
+class EncoderOfFile(Encoder):
+    def __init__(self, depth: int = 1, file: str | None = None) -> None:
+        super().__init__()
+
+
 class ToyModel(LightningModule):
     recipe = None
 

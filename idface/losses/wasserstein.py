@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def critic_loss(real: Tensor, fakes: Sequence[Tensor]) -> Tensor:
+def critic_loss(real: Tensor, fakes: Sequence[Tensor], literal: bool = False) -> Tensor:
     """What a critic minimises of eq. 2 and 8: the mean value of generated images less that of real ones.
 
     The paper sets one real term against two generated ones of full weight; the critic's bias then runs away. Settled:
@@ -15,23 +15,26 @@ def critic_loss(real: Tensor, fakes: Sequence[Tensor]) -> Tensor:
     Args:
         real: values of real images, (B,).
         fakes: values of each kind of generated images, (B,) each.
+        literal: as printed, each generated term of full weight.
 
     Returns:
         Scalar.
     """
-    return torch.stack([fake.mean() for fake in fakes]).mean() - real.mean()
+    return -critic_generator_loss(fakes, literal) - real.mean()
 
 
-def critic_generator_loss(fakes: Sequence[Tensor]) -> Tensor:
+def critic_generator_loss(fakes: Sequence[Tensor], literal: bool = False) -> Tensor:
     """What the generator minimises of eq. 2 and 8. E[D(x)] and the penalty are no part of it: it cannot change them.
 
     Args:
         fakes: the critic's values of each kind of generated images, (B,) each.
+        literal: as printed, the kinds summed; else their mean.
 
     Returns:
         Scalar.
     """
-    return -torch.stack([fake.mean() for fake in fakes]).mean()
+    means = torch.stack([fake.mean() for fake in fakes])
+    return -(means.sum() if literal else means.mean())
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class CondVAEGAN(FaceModule):
         identity_bfloat16: whether it runs in bfloat16: several times as fast where the processor has it.
         classification_weight, feature_weight, pixel_weight, kl_weight, identity_weight, penalty_weight: the lambdas of
             eq. 2 and 8.
+        literal_weighting: the critics' generated terms with a full weight each, as printed, see `critic_loss`.
         judge: recogniser of the evaluation; one that no loss used.
         optimizer: makes both optimisers.
         scheduler: None for the paper's: the rate stays for half of the run and then falls to 0 along a line.
@@ -80,6 +81,7 @@ class CondVAEGAN(FaceModule):
         kl_weight: float = 0.01,
         identity_weight: float = 1.0,
         penalty_weight: float = 1.0,
+        literal_weighting: bool = False,
         judge: Recognizer | None = None,
         optimizer: OptimizerCallable = dcgan_adam,
         scheduler: LRSchedulerCallable | None = None,
@@ -120,6 +122,7 @@ class CondVAEGAN(FaceModule):
         self.kl_weight = kl_weight
         self.identity_weight = identity_weight
         self.penalty_weight = penalty_weight
+        self.literal_weighting = literal_weighting
         self.identity_recognizer: Recognizer | None = None
         if identity_recognizer is not None:
             self.gradient_fingerprints = frozenset({identity_recognizer.fingerprint()})
@@ -228,7 +231,7 @@ class CondVAEGAN(FaceModule):
         kinds = self.kinds
         sums = {"adversarial": [], "classification_fake": [], "features": []}  # type: dict[str, list[Tensor]]
         for photo, face in zip(real, fake, strict=True):
-            sums["adversarial"].append(critic_generator_loss(face.values.chunk(kinds)))
+            sums["adversarial"].append(critic_generator_loss(face.values.chunk(kinds), self.literal_weighting))
             sums["classification_fake"] += [identity_loss(logits, identity) for logits in face.logits.chunk(kinds)]
             layers = [feature.chunk(kinds) for feature in face.features]
             sums["features"] += [
@@ -247,7 +250,8 @@ class CondVAEGAN(FaceModule):
             drawn = torch.where(which == 0, faces[0].detach(), drawn)
         sums = {"critic": [], "classification_real": [], "penalty": []}  # type: dict[str, list[Tensor]]
         for scale, (photo, face, critic) in enumerate(zip(real, fake, self.discriminators.critics(), strict=True)):
-            sums["critic"].append(critic_loss(photo.values, face.values.chunk(self.kinds)))
+            values = face.values.chunk(self.kinds)
+            sums["critic"].append(critic_loss(photo.values, values, self.literal_weighting))
             sums["classification_real"].append(identity_loss(photo.logits, identity))
             sums["penalty"].append(gradient_penalty(critic, shrunk(image, scale), shrunk(drawn, scale)))
         return {name: torch.stack(each).sum() for name, each in sums.items()}

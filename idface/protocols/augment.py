@@ -40,6 +40,7 @@ from idface.protocols.verification import Place
 from idface.recognition.base import distance
 from idface.recognition.calibration import verify
 from idface.recognition.light_cnn import LightCNN
+from idface.zoo import PREFIX, zoo_names, zoo_people
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,8 @@ def augment(
             generator's loss: both have seen photos that "real" and "classic" know nothing of.
         synthesis_seed: of the sets.
         exclude: a list of more people, a name a line, whose pairs are left out: those whom the recogniser of the
-            generator's loss was trained on, if they are others than the generator's.
+            generator's loss was trained on, if they are others than the generator's. Of the zoo's recognisers they are
+            known.
         precision: of training, as the Trainer takes it; None for bfloat16 where it is fast.
 
     Returns:
@@ -216,7 +218,8 @@ def augment(
         )
     known = KnownPeople(model.num_identities, model.image_size, model.people_digest)
     real = training_data(checkpoint, data, known)
-    names = _names_of(real) | (set() if exclude is None else set(read_names(exclude).values()))
+    names = _names_of(real) | _names_behind(model.gradient_fingerprints)
+    names |= set() if exclude is None else set(read_names(exclude).values())
     judged = Pairs(evaluation, pairs, names, model.image_size)
     log.warning(
         "%d pairs are left: %d show people of the training set, of %d a photo is missing",
@@ -331,6 +334,15 @@ def _names_of(data: FaceDataModule) -> set[str]:
     people = data.identity_names[: data.num_identities]
     called = data.people_called(set(people))
     return {name for person in people for name in (person, *called.get(person, ()))}
+
+
+def _names_behind(losses: Collection[str]) -> set[str]:
+    """What those are called on whom recognisers of the zoo were trained that were losses, by their fingerprints."""
+    if not losses:
+        return set()
+    people = {f"{PREFIX}{name}": file for name in zoo_names() if (file := zoo_people(name))}
+    behind = [file for name, file in people.items() if LightCNN(name).fingerprint() in losses]
+    return {name for file in behind for name in read_names(file).values()}
 
 
 def _trained(

@@ -68,7 +68,8 @@ def quality(
     Args:
         sets: folders, each with a name before it or not: `cvae=sets/cvae`.
         classifier: checkpoint of a LightCNNTraining that was trained on the real photos.
-        data: those photos, see `training_data`: what it was trained on, and what the generators were.
+        data: a recipe of those photos, see `training_data`: what it was trained on, and what the generators were; some
+            held out.
         out: the folder for `quality.csv` and `quality.json`.
         judge: the recogniser of the distances, which should have been no loss and no check of the sets.
         seed: of the pairs that are drawn.
@@ -92,6 +93,11 @@ def quality(
     Raises:
         ValueError, OSError: a set, the classifier or the data are not as they should be.
     """
+    if data.is_dir():
+        raise ValueError(
+            f"--data {data}: a folder does not say which of its photos were held out, a row of the table: give "
+            "the recipe that the classifier was trained by, such as the config.yaml of its run"
+        )
     device = best_device()
     model = load_model_of(LightCNNTraining, classifier, "--classifier")
     network = build_recognizer(judge).to(device)

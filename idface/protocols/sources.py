@@ -192,12 +192,20 @@ def unseen_people(data: FaceDataModule, stages: Sequence[Literal["val", "test"]]
     Raises:
         ValueError: there are none.
     """
+    found = evaluated_people(data, stages)
+    if found is None:
+        raise ValueError("--data: there is nobody to test on: set test_identities of the data to 2 or more")
+    return found
+
+
+def evaluated_people(data: FaceDataModule, stages: Sequence[Literal["val", "test"]] = ("val", "test")) -> People | None:
+    """As `unseen_people`, or None if there are none."""
     rows = np.concatenate([data.split.unseen[stage] for stage in stages])
     wanted = set(data.split.identity[rows].tolist()) - {-1}  # the gallery has others too
     loaders = {"val": data.val_dataloader, "test": data.test_dataloader}
-    found = _evaluated([loader for stage in stages for loader in loaders[stage]()], wanted, data)
+    found = _evaluated([loader for stage in stages for loader in loaders[stage]()], wanted, data) if wanted else None
     if found is None:
-        raise ValueError("--data: there is nobody to test on: set test_identities of the data to 2 or more")
+        return None
     number, person = found.person.unique(return_inverse=True)
     return People([found.names[row] for row in number.tolist()], found.images, person)
 

@@ -37,7 +37,16 @@ from idface.metrics.variety import MeanPairDistance
 from idface.modules.cond_vaegan import CondVAEGAN
 from idface.pictures import Picture, mark_synthetic, save_synthetic, synthetic_png, to_picture
 from idface.protocols.face_checks import Drawn, References, Thresholds, gate, judge_faces, references
-from idface.protocols.sources import BATCH, KnownPeople, People, digest_of, people_of, training_data, training_people
+from idface.protocols.sources import (
+    BATCH,
+    KnownPeople,
+    People,
+    digest_of,
+    evaluated_people,
+    people_of,
+    training_data,
+    training_people,
+)
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
@@ -115,7 +124,8 @@ def synthesize(
         mix: how many known people each new one is a mixture of; 0 makes faces of the known people themselves.
         new_identities: how many new people.
         data: what the model was trained on, see `training_data`.
-        evaluation: prepared sets of people whom no face may be taken for, beside those of training.
+        evaluation: prepared sets of people whom no face may be taken for, beside those of training, and beside those
+            whom the same data hold out for validation and test.
         recognizer: what compares faces, a name that `build_recognizer` knows; not the one of a loss, if it can be.
         detect: whether a detector must see a face in each.
         unchecked: make faces without any check; the set says so.
@@ -132,12 +142,20 @@ def synthesize(
         BlockingIOError: another synthesis into the folder is running.
     """
     checks = {"max": max_distance, "duplicate": duplicate_distance, "leak": leak_distance}
-    _check_options(mix, new_identities, seed, checks, evaluation, unchecked)
+    _check_options(mix, new_identities, seed, checks)
+    of_checks = {
+        **{f"--{name}-distance": value is not None for name, value in checks.items()},
+        "--evaluation": bool(evaluation),
+        "--recognizer": recognizer != "dlib",
+        "--no-detect": not detect,
+    }
+    if unchecked and (given := next((option for option, said in of_checks.items() if said), None)):
+        raise ValueError(f"{given} is of a check, but --unchecked says that there is none: leave one of them out")
     model = load_model_of(CondVAEGAN, checkpoint)
     if mix > model.num_identities:
         raise ValueError(f"--mix is {mix}, but the model knows {model.num_identities} people")
     _check_folder(out)
-    known = _known_people(checkpoint, data, model, unchecked)
+    known, held_out = _known_people(checkpoint, data, model, unchecked)
     others = [people_of(Path(folder), model.image_size, "--evaluation") for folder in evaluation]
     network = None if unchecked else build_recognizer(recognizer)
     asked: dict[str, Any] = {
@@ -150,6 +168,7 @@ def synthesize(
         "detect": detect and not unchecked,
         **{f"{name}_distance": value for name, value in checks.items()},
         "training": digest_of(known) if isinstance(known, People) else None,
+        "held_out": held_out and digest_of(held_out),
         "evaluation": [digest_of(people) for people in others],
         "format": format,
         "seed": seed,
@@ -167,7 +186,8 @@ def synthesize(
                 _check_same(out, json.loads((work / "settings.json").read_text("utf-8")), asked)
             work.mkdir(exist_ok=True)
             write_json(work / "settings.json", asked)
-            synthesis = _Synthesis(model, out, asked, known, others, network, checkpoint)
+            everybody_else = [held_out, *others] if held_out else others
+            synthesis = _Synthesis(model, out, asked, known, everybody_else, network, checkpoint)
             synthesis.run()
             result = synthesis.finish()
             shutil.rmtree(work)
@@ -183,8 +203,6 @@ def _check_options(
     new_identities: int,
     seed: int,
     distances: Mapping[str, float | None],
-    evaluation: Sequence[Path],
-    unchecked: bool,
 ) -> None:
     """Refuse what cannot be, before anything is loaded."""
     if (mix == 0) != (new_identities == 0):
@@ -199,10 +217,6 @@ def _check_options(
     for name, value in distances.items():
         if value is not None and not 0 <= value <= 4:
             raise ValueError(f"--{name}-distance is {value}; squared distances of unit vectors are 0 to 4")
-    given = [f"--{name}-distance" for name, value in distances.items() if value is not None]
-    if unchecked and (given or evaluation):
-        option = given[0] if given else "--evaluation"
-        raise ValueError(f"{option} is of a check, but --unchecked says that there is none: leave one of them out")
 
 
 def _check_folder(out: Path) -> None:
@@ -212,8 +226,13 @@ def _check_folder(out: Path) -> None:
         raise ValueError(f"--out {out} holds other files: give a new folder")
 
 
-def _known_people(checkpoint: str, data: Path | None, model: CondVAEGAN, unchecked: bool) -> People | list[str]:
-    """The model's people and their photos; of an unchecked set their names, or numbers where these cannot be had."""
+def _known_people(
+    checkpoint: str, data: Path | None, model: CondVAEGAN, unchecked: bool
+) -> tuple[People | list[str], People | None]:
+    """The model's people, and those whom its data hold out, if any, with their photos.
+
+    Of an unchecked set the names of the model's people alone, or numbers where these cannot be had.
+    """
     try:
         source = training_data(
             checkpoint, data, KnownPeople(model.num_identities, model.image_size, model.people_digest)
@@ -221,8 +240,10 @@ def _known_people(checkpoint: str, data: Path | None, model: CondVAEGAN, uncheck
     except FileNotFoundError:
         if not unchecked or data is not None:
             raise
-        return [f"{number:05d}" for number in range(model.num_identities)]
-    return source.identity_names[: model.num_identities] if unchecked else training_people(source)
+        return [f"{number:05d}" for number in range(model.num_identities)], None
+    if unchecked:
+        return source.identity_names[: model.num_identities], None
+    return training_people(source), evaluated_people(source)
 
 
 def plan(names: Sequence[str], mix: int, new_identities: int, seed: int) -> list[SyntheticPerson]:
@@ -329,6 +350,7 @@ class _Synthesis:
         )
         per = self.asked["per_identity"]
         with Progress(*columns) as progress, ThreadPoolExecutor() as pool:
+            self.pool = pool
             task = progress.add_task("", total=len(self.people) * per, speed=", starting")
             writing: Future[None] | None = None
             for number, people in self.chunks():
@@ -447,11 +469,11 @@ class _Synthesis:
             schema = schema_of({})
             writer = ShardWriter(self.out / SHARDS / f"{number:05d}.parquet", schema)
             for state in states:
-                for row, picture, points in state.kept:
+                for (row, _, points), encoded in zip(state.kept, self._encoded(state), strict=True):
                     writer.add(
                         dict.fromkeys(schema.names)
                         | {
-                            "image": {"bytes": self._encoded(state, row, picture), "path": None},
+                            "image": {"bytes": encoded, "path": None},
                             "name": f"{state.person.name}/{row:05d}",
                             "person": state.person.name,
                             "landmarks": points.tolist(),
@@ -464,22 +486,27 @@ class _Synthesis:
                 begun, whole = self.work / "person", self._where() / state.person.name
                 shutil.rmtree(begun, ignore_errors=True)
                 begun.mkdir()
-                for row, picture, _ in state.kept:
-                    (begun / f"{row:05d}.png").write_bytes(self._encoded(state, row, picture))
+                for (row, *_), encoded in zip(state.kept, self._encoded(state), strict=True):
+                    (begun / f"{row:05d}.png").write_bytes(encoded)
                 shutil.rmtree(whole, ignore_errors=True)
                 if state.kept:
                     begun.rename(whole)
         write_json(self.work / "chunks" / f"{number:06d}.json", done)
 
-    def _encoded(self, state: _Progress, row: int, picture: Picture) -> bytes:
+    def _encoded(self, state: _Progress) -> Iterator[bytes]:
+        """A person's faces as PNG, in order; on all cores, for Pillow encodes without Python's lock."""
         recipe = {
             "checkpoint": self.asked["checkpoint"],
             "labels": state.person.labels,
             "weights": state.person.weights,
             "seed": state.seed,
-            "number": row,
         }
-        return synthetic_png(picture, recipe, compression=1)
+
+        def encode(kept: tuple[int, Picture, np.ndarray]) -> bytes:
+            number, picture, _ = kept
+            return synthetic_png(picture, {**recipe, "number": number}, compression=1)
+
+        return self.pool.map(encode, state.kept)
 
     def finish(self) -> dict[str, Any]:
         """Write all that is about the whole set."""
@@ -520,8 +547,7 @@ class _Synthesis:
             )
         if self.asked["format"] == "shards":
             self._write_manifest(chunks, result)
-        else:
-            shutil.rmtree(self.out / "faces", ignore_errors=True)
+        elif not (self.out / "faces").exists():  # else moved by a run that was ended before it wrote this down
             self._where().rename(self.out / "faces")
         write_json(self.out / "synthesis.json", result)
         return result
@@ -530,7 +556,10 @@ class _Synthesis:
         if not self.known:
             return "nobody"
         others = len(self.asked["evaluation"])
-        return "the people of training" + (f" and of {others} evaluation sets" if others else " alone")
+        searched = ["the people of training"]
+        searched += ["those held out of it"] if self.asked["held_out"] else []
+        searched += [f"those of {others} evaluation sets"] if others else []
+        return ", ".join(searched)
 
     def _write_tables(self, people: Sequence[Mapping[str, Any]]) -> None:
         header = ("name", "person", "left_out", "to_person", "to_training_photo", "nearest_other", "to_other")

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from data_modules.lfw import FOLDERS, Pair, read_pairs
+from data_modules.people import plain_name, read_names
 from data_modules.photos import Photo, open_photo
 from data_modules.prepared import PreparedDataModule
 from idface.names import RECOGNIZERS
@@ -36,19 +37,22 @@ Place = tuple[str, int]
 """A person's name and the number of the photo."""
 
 
-def verify_on_lfw(recognizer: Recognizer, folder: Path, size: int = 150) -> tuple[Verification, int]:
+def verify_on_lfw(
+    recognizer: Recognizer, folder: Path, size: int = 150, exclude: Path | None = None
+) -> tuple[Verification, int]:
     """LFW's protocol (view 2, labelled outside data): each fold is judged by the threshold of the nine others.
 
     Args:
         recognizer: the network to measure.
         folder: LFW as it is published, see `LFWDataModule`, with `pairs.txt`.
         size: side of the aligned pictures in pixels.
+        exclude: a list of people, a name a line, whose pairs are left out: those whom the network was trained on.
 
     Returns:
         The result over squared distances of unit embeddings, and the number of photos without a detected face. Those
         are aligned by the place where deep funneling puts the average face.
     """
-    photos, pairs, fold = _photos(folder)
+    photos, pairs, fold = _photos(folder, exclude)
     detector, faces, missed = FaceDetector(), [], 0
     for start in range(0, len(photos), 64):
         batch = [np.asarray(open_photo(_path(folder, photo))) for photo in photos[start : start + 64]]
@@ -130,9 +134,12 @@ def eye_spread(eyes: npt.ArrayLike) -> float:
     return float(np.sqrt(np.square(points - points.mean(0)).sum(-1).mean()) / apart)
 
 
-def _photos(folder: Path) -> tuple[list[Place], list[Pair], np.ndarray]:
-    pairs, fold = read_pairs(folder / "pairs.txt")
-    return sorted({photo for pair in pairs for photo in pair}), pairs, fold
+def _photos(folder: Path, exclude: Path | None) -> tuple[list[Place], list[Pair], np.ndarray]:
+    everything, folds = read_pairs(folder / "pairs.txt")
+    known = read_names(exclude) if exclude is not None else {}
+    rows = [row for row, (a, b) in enumerate(everything) if not {plain_name(a[0]), plain_name(b[0])} & known.keys()]
+    pairs = [everything[row] for row in rows]
+    return sorted({photo for pair in pairs for photo in pair}), pairs, folds[rows]
 
 
 def _path(folder: Path, photo: Place) -> Path:
@@ -148,25 +155,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lfw", type=Path, metavar="FOLDER", required=True, help="pairs.txt and lfw-deepfunneled/")
     parser.add_argument("--prepared", metavar="FOLDER", help="what `idface prepare --data lfw` has written")
     parser.add_argument("--store", action="store_true", help="keep the distances of the prepared pairs")
+    parser.add_argument("--exclude", type=Path, metavar="FILE", help="people whose pairs are left out, a name a line")
     options = parser.parse_args(arguments)
     if options.store and options.prepared is None:
         parser.error("--store: what is kept are the distances of prepared faces, so it needs --prepared FOLDER")
     recognizer = build_recognizer(options.recognizer)
     if options.prepared is not None:
-        _compare_with_prepared(recognizer, options.lfw, options.prepared, options.store)
+        _compare_with_prepared(recognizer, options.lfw, options.prepared, options.store, options.exclude)
         return
-    result, missed = verify_on_lfw(recognizer, options.lfw)
+    result, missed = verify_on_lfw(recognizer, options.lfw, exclude=options.exclude)
     print(f"{recognizer.name} on {result.pairs:,} pairs of LFW, {missed} photos without a detected face")
     print(f"  unit embeddings, squared distance: {summary(result)}")
 
 
-def _compare_with_prepared(recognizer: Recognizer, folder: Path, prepared: str, store: bool) -> None:
+def _compare_with_prepared(
+    recognizer: Recognizer, folder: Path, prepared: str, store: bool, exclude: Path | None
+) -> None:
     data = PreparedDataModule(prepared)
     data = PreparedDataModule(prepared, image_size=int(data.picture.frame))
     counts = data.manifest["counts"]
     print(f"{counts['prepared']:,} of {counts['photos']:,} photos have a face, {counts['people']:,} people")
 
-    photos, pairs, fold = _photos(folder)
+    photos, pairs, fold = _photos(folder, exclude)
     if store:
         calibrate_on_pairs(recognizer, photos, prepared_faces(data, photos), pairs, fold).save()
     faces = published_faces(folder, photos) | {"prepared": prepared_faces(data, photos)}

@@ -7,12 +7,21 @@ from idface.names import did_you_mean, nearest
 PREFIX = "zoo:"
 """What the name of kept weights begins with where a checkpoint is asked for."""
 
+PEOPLE = ".people.txt"
+"""What the list of those whom kept weights were trained on is called, after their name; a name a line, where known."""
+
 _FOLDER = Path(__file__).parent
 
 
 def zoo_names() -> list[str]:
     """Names of the weights that come with the project, each to be used as `zoo:NAME`."""
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
+
+
+def zoo_people(name: str) -> Path | None:
+    """The list of the people whom the weights called `name` were trained on, if it is kept."""
+    path = _FOLDER / f"{name}{PEOPLE}"
+    return path if path.is_file() else None
 
 
 def zoo_file(name: str) -> Path:

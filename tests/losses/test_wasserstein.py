@@ -28,6 +28,17 @@ def test_the_generator_wants_high_values_of_both_kinds() -> None:
     assert np.isclose(critic_generator_loss([encoded, drawn]).item(), expected)
 
 
+def test_as_printed_each_kind_has_a_full_weight_and_a_constant_runs_away() -> None:
+    real, encoded, drawn = normal(5), normal(5, seed=1), normal(5, seed=2)
+    printed = critic_loss(real, [encoded, drawn], literal=True)
+    adversarial = np.mean(real.tolist()) - np.mean(encoded.tolist()) - np.mean(drawn.tolist())
+    assert np.isclose(printed.item(), -adversarial)
+    expected = -(np.mean(encoded.tolist()) + np.mean(drawn.tolist()))
+    assert np.isclose(critic_generator_loss([encoded, drawn], literal=True).item(), expected)
+    lower = critic_loss(real - 100, [encoded - 100, drawn - 100], literal=True)
+    assert np.isclose(lower.item(), printed.item() - 100)  # ... which the settled weights do not reward
+
+
 @pytest.mark.parametrize("kinds", [1, 2])
 def test_a_constant_added_to_the_critic_changes_nothing(kinds: int) -> None:
     real, fakes = normal(6), [normal(6, seed=kind + 1) for kind in range(kinds)]

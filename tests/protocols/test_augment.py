@@ -22,6 +22,7 @@ from idface.modules.recognition import LightCNNTraining
 from idface.pictures import without_mark
 from idface.protocols import augment as module
 from idface.protocols.augment import Pairs, augment, classic_transforms, in_words, table
+from idface.recognition.light_cnn import LightCNN
 from tests.data_modules.test_prepared import landmarks_of, prepare
 from tests.protocols.test_synthesize import saved
 
@@ -70,6 +71,14 @@ def test_pairs_of_people_who_were_trained_on_are_left_out(lfw: tuple[Path, Path]
     assert pairs.images.shape == (10, 3, 32, 32)
     assert len({(int(a), int(b)) for a, b in zip(pairs.first, pairs.second, strict=True)}) == 8
     assert Pairs(*lfw, [], 32).shared == 0
+
+
+def test_whom_a_loss_of_the_zoo_was_trained_on_is_known() -> None:
+    loss = LightCNN("zoo:lightcnn9").fingerprint()
+    people = module._names_behind({loss, "another"})
+    assert len(people) == 153
+    assert {"Barack_Obama", "George_W_Bush"} <= people
+    assert module._names_behind({"another"}) == set()
 
 
 @pytest.fixture(autouse=True)

@@ -153,11 +153,13 @@ def test_what_is_no_set_or_classifier_is_refused(
     (tmp_path / "empty").mkdir()
     shutil.copy(recipe, tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text("model: 1\n")
+    (tmp_path / "all.yaml").write_text(recipe.read_text().replace("held_out_photos: 2", "held_out_photos: 0"))
     for option, value, message in (
         ("--set", str(tmp_path / "empty"), "expected a folder that `idface synthesize`"),
         ("--classifier", "zoo:quickstart", "is of OpenSetIPGAN, expected a checkpoint of LightCNNTraining"),
         ("--data", str(tmp_path / "other.yaml"), "it has no `data`"),
-        ("--data", str(sets[0]), "no photos were held out"),
+        ("--data", str(sets[0]), "a folder does not say which of its photos were held out"),
+        ("--data", str(tmp_path / "all.yaml"), "no photos were held out"),
     ):
         with pytest.raises(SystemExit):
             main(["quality", *(word for pair in (good | {option: value}).items() for word in pair)])

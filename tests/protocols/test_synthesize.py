@@ -20,6 +20,7 @@ from idface.files import save_tensors
 from idface.modules.cond_vaegan import CondVAEGAN
 from idface.pictures import SYNTHETIC, mark_synthetic, to_picture
 from idface.protocols import synthesize as module
+from idface.protocols.sources import data_of_recipe, evaluated_people
 from idface.protocols.synthesize import plan, synthesize
 
 PEOPLE = 4
@@ -181,6 +182,24 @@ def test_the_gate_finds_planted_people_and_the_filters_planted_copies(
         assert row["taken_for"] == {0: names[0], 1: names[1], 2: "person_5", 3: names[3]}[heaviest]
 
 
+def test_the_gate_searches_those_whom_the_models_own_data_hold_out(
+    sets: tuple[Path, Path], tmp_path: Path, planted: Callable[[dict[int, Tensor]], None]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    options = f"root: '{sets[0]}', image_size: 32, val_identities: 0, test_identities: 2, held_out_photos: 0"
+    recipe.write_text(f"data: {{class_path: PreparedDataModule, init_args: {{{options}}}}}\n")
+    data = data_of_recipe(recipe, 32)
+    known, held_out = (data.identity_names[:2], evaluated_people(data))
+    assert held_out is not None
+    assert sorted([*known, *held_out.names]) == sorted(tensors(sets[0]))
+    photos = tensors(sets[0])
+    planted({0: blended(photos[known[0]]), 1: photos[held_out.names[0]]})
+    out = tmp_path / "set"
+    with pytest.raises(ValueError, match="faces of 1 people passed"):
+        synthesize(saved(tmp_path, 2), out, 3, data=recipe, detect=False, max_distance=4.0, duplicate_distance=0.0)
+    assert [row["taken_for"] for row in rows(out / "identities.csv")] == ["", held_out.names[0]]
+
+
 def test_faces_of_people_who_are_left_out_whole_count_as_left_out(
     sets: tuple[Path, Path], tmp_path: Path, planted: Callable[[dict[int, Tensor]], None]
 ) -> None:
@@ -245,6 +264,26 @@ def test_a_synthesis_that_was_stopped_goes_on_and_comes_out_the_same(
         synthesize(checkpoint, stopped, 4, **arguments)
 
 
+@pytest.mark.parametrize("format", ["shards", "folder"])
+def test_a_synthesis_that_was_stopped_at_its_very_end_keeps_its_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Any
+) -> None:
+    checkpoint, write = saved(tmp_path), module.write_json
+
+    def dies(path: Path, content: Any) -> None:
+        if path.name == "synthesis.json":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(module, "write_json", dies)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(checkpoint, tmp_path / "stopped", 3, unchecked=True, format=format)
+    monkeypatch.setattr(module, "write_json", write)
+    synthesize(checkpoint, tmp_path / "stopped", 3, unchecked=True, format=format)
+    synthesize(checkpoint, tmp_path / "whole", 3, unchecked=True, format=format)
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -256,6 +295,8 @@ def test_a_synthesis_that_was_stopped_goes_on_and_comes_out_the_same(
         (["--seed", "-1"], "--seed is -1"),
         (["--unchecked", "--leak-distance", "1"], "--leak-distance is of a check, but --unchecked"),
         (["--unchecked", "--evaluation", "{evaluation}"], "--evaluation is of a check, but --unchecked"),
+        (["--unchecked", "--recognizer", "facenet:vggface2"], "--recognizer is of a check, but --unchecked"),
+        (["--unchecked", "--no-detect"], "--no-detect is of a check, but --unchecked"),
         ([], "lies in no run's folder"),
         (["--data", "{evaluation}"], "the model knows 4 people, but these data train 2"),
         (["--data", "{training}", "--evaluation", "{model}"], "--evaluation"),

@@ -39,6 +39,12 @@ def test_photos_are_detected_aligned_and_compared(lfw: Path) -> None:
     assert (result.auc, result.accuracy) == (1, 1)
 
 
+def test_pairs_of_people_who_are_excluded_are_left_out(lfw: Path) -> None:
+    (lfw / "known.txt").write_text("# trained on\ncid c\n")
+    result, _ = verify_on_lfw(DlibResNet(), lfw, exclude=lfw / "known.txt")
+    assert (result.pairs, result.same_pairs) == (5, 3)
+
+
 def test_the_command(lfw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["dlib", "--lfw", str(lfw)])
     said = capsys.readouterr().out
