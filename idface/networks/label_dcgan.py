@@ -92,9 +92,12 @@ class LabelGenerator(nn.Module):
         self.connected = nn.Sequential(
             nn.Linear(latent_dim + label_dim, hidden, bias=bias),
             *normed(nn.BatchNorm1d, hidden),
-            nn.Linear(hidden, 4 * width * side * side),  # the norm that follows has no bias of each place
+            # Each neuron normed by itself, before it has a place: normed over all places of a channel, what is the same
+            # in every face takes up the variance, noise loses its say, and faces come out all alike.
+            nn.Linear(hidden, 4 * width * side * side, bias=bias),
+            *normed(nn.BatchNorm1d, 4 * width * side * side),
         )
-        layers = normed(nn.BatchNorm2d, 4 * width)
+        layers: list[nn.Module] = []
         for channels, next_channels in ((4 * width, 2 * width), (2 * width, width)):
             layers += [
                 nn.Upsample(scale_factor=2),  # each pixel becomes four
