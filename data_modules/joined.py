@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from data_modules.base import FaceDataModule, FaceOptions
+from data_modules.people import plain_name
 from data_modules.photos import Photo, PhotoReader, Pixels, Rejected
 from data_modules.splits import FaceSplit, Rows
 
@@ -16,9 +17,9 @@ from data_modules.splits import FaceSplit, Rows
 class JoinedDataModule(FaceDataModule):
     """The photos of a set, split as it is split alone, and to train on beside them the photos of others.
 
-    Somebody of one name in two sets is one person. Photos in the other sets of people whom the first one validates or
-    tests on are not used; nobody is validated or tested on who is in another set alone. Labels beside the person are
-    not carried.
+    Somebody of one name in two sets, however it is written, is one person. Photos in the other sets of people whom the
+    first one validates or tests on are not used; nobody is validated or tested on who is in another set alone. Labels
+    beside the person are not carried.
 
     Args:
         sets: the first, and those that only train; of each its photos, and of the first its split: their own batch
@@ -50,16 +51,19 @@ class JoinedDataModule(FaceDataModule):
         """The photos of all sets, whose names begin with the number of their set."""
         entries: list[Photo | Rejected] = []
         held_out: set[str] = set()
+        written: dict[str, str] = {}  # as in the set where somebody is first
         for number, data in enumerate(self.sets):
             photos, rejected = data.wanted_photos()
             if number == 0:
                 split = data.split_photos(photos)
                 held_out = set(split.identity_names[split.num_train :])
             for photo in photos:
-                if number > 0 and photo.person in held_out:
-                    entries.append(Rejected(photo.path, f"the first set validates or tests on {photo.person}"))
+                person = photo.person and written.setdefault(plain_name(photo.person), photo.person)
+                if number > 0 and person in held_out:
+                    entries.append(Rejected(photo.path, f"the first set validates or tests on {person}"))
                 else:
-                    entries.append(photo._replace(name=f"{number}/{photo.name}"))
+                    person = photo.person if number == 0 else person
+                    entries.append(photo._replace(name=f"{number}/{photo.name}", person=person))
             entries += rejected
         return entries
 

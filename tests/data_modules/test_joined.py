@@ -14,9 +14,9 @@ from tests.data_modules.contract import DataModuleContract, Make
 
 @pytest.fixture
 def make(face_folder: Path, tmp_path: Path) -> Make:
-    """The faces of six people; and more photos of these, and of two others."""
+    """The faces of six people; and more photos of these, whose names are written otherwise, and of two others."""
     more = tmp_path / "more"
-    for name, person in [(f"person_{number}", number) for number in range(1, 7)] + [("new_1", 9), ("new_2", 10)]:
+    for name, person in [(f"Person {number}", number) for number in range(1, 7)] + [("new_1", 9), ("new_2", 10)]:
         (more / name).mkdir(parents=True)
         for photo in range(5, 8):
             shutil.copy(orl_root() / f"s{person}" / f"{photo}.pgm", more / name)
@@ -35,6 +35,9 @@ class TestJoined(DataModuleContract):
     @pytest.fixture
     def make(self, make: Make) -> Make:
         return make
+
+    def person_of(self, path: Path) -> str:
+        return path.parent.name.replace("Person ", "person_")
 
 
 def test_the_first_set_is_split_as_it_is_alone_and_the_others_only_train(make: Make) -> None:
@@ -55,7 +58,8 @@ def test_the_first_set_is_split_as_it_is_alone_and_the_others_only_train(make: M
         assert names(data, data.split.unseen[use]) == names(alone, alone.split.unseen[use])
     assert names(data, data.split.gallery) == names(alone, alone.split.gallery)
     more = {photo.name for photo in data.photos if photo.name.startswith("1/")}
-    assert {name.split("/")[1] for name in more} == trained | {"new_1", "new_2"}
+    also = {name.replace("person_", "Person ") for name in trained} | {"new_1", "new_2"}
+    assert {name.split("/")[1] for name in more} == also
     assert names(data, data.split.train) == names(alone, alone.split.train) | more
     reasons = [entry.reason for entry in data.rejected if "more" in str(entry.path)]
     assert len(reasons) == 3 * len(held_out)
