@@ -287,15 +287,20 @@ def _add_reproduce(verbs: Any) -> None:
         "--config", type=_existing, action="append", required=True, metavar="FILE", help="the recipe; may repeat"
     )
     reproduce.add_argument("--variants", nargs="+", metavar="NAME", help="(those of the table or figure)")
-    reproduce.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2), metavar="N", help="of training (0 1 2)")
-    reproduce.add_argument("--judge", metavar="NAME", help=f"who it is (the recipe's): {RECOGNIZERS}")
     reproduce.add_argument(
-        "--photos", type=_existing, metavar="SET", help="a prepared set of people unseen in training (fig4, table4)"
+        "--seeds", nargs="+", type=int, metavar="N", help="of training (tables 2 and 3: 0 1 2; else 0)"
+    )
+    reproduce.add_argument("--judge", metavar="NAME", help=f"tables 2 and 3: who it is (the recipe's): {RECOGNIZERS}")
+    reproduce.add_argument(
+        "--classifier", metavar="CKPT", help="tables 2 and 3: says what photos show (zoo:attributes)"
     )
     reproduce.add_argument(
-        "--classifier", default="zoo:attributes", metavar="CKPT", help="says what photos show (%(default)s)"
+        "--photos",
+        type=_existing,
+        metavar="SET",
+        help="fig4 and table4: a prepared set of people unseen in training (those whom the recipe's data hold out)",
     )
-    reproduce.add_argument("--pairs", type=_count, default=300, metavar="N", help="of table4 (%(default)s)")
+    reproduce.add_argument("--pairs", type=_count, metavar="N", help="table4: of photos (300)")
     reproduce.add_argument("--out", type=_folder, required=True, metavar="DIR", help="models and results")
     reproduce.set_defaults(run=_reproduce, goes_on=True)
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from kornia.color import rgb_to_grayscale
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from idface.networks.dcgan import DCGANDiscriminator
 from idface.networks.vgg import AttributeEncoder, FaceClassifier, InverseVGG, VGGEncoder
 from idface.pictures import Picture, recombination_grid, to_picture
 from idface.recognition.base import Recognizer
+
+VIEW_NOISE = 0.05
+"""Standard deviation, of pixels in [-1, 1], of what hides patterns from C."""
 
 
 class IdentityVector(nn.Module):
@@ -96,6 +100,8 @@ class OpenSetIPGAN(FaceModule):
         kl_weight: w_kl of L_KL (eq. 3), a sum over J.
         feature_weight_d: w_d of L_GD (eq. 5).
         feature_weight_c: w_c of L_GC (eq. 7); 0 switches the term off.
+        feature_views: whether C is shown x' moved by a few pixels and noisy in L_GC: else a fixed C may be pleased by
+            patterns that nobody else sees.
         same_person_share: share of x^s in reconstruction steps that are another photo of the same person instead of
             x^a itself. The paper has 0. Above 0, f_I cannot carry what f_A should, which a small training set needs.
         transformation_steps: whether they are run at all (the paper's "w/o T" has false).
@@ -127,6 +133,7 @@ class OpenSetIPGAN(FaceModule):
         kl_weight: float = 1.0,
         feature_weight_d: float = 1.0,
         feature_weight_c: float = 1.0,
+        feature_views: bool = False,
         same_person_share: float = 0.0,
         transformation_steps: bool = True,
         literal_sampling: bool = False,
@@ -159,6 +166,7 @@ class OpenSetIPGAN(FaceModule):
         self.kl_weight = kl_weight
         self.feature_weight_d = feature_weight_d
         self.feature_weight_c = feature_weight_c
+        self.feature_views = feature_views
         self.same_person_share = same_person_share
         self.one_recognizer = (  # f_C of a photo is its f_I, then
             identity_encoder is not None
@@ -281,7 +289,7 @@ class OpenSetIPGAN(FaceModule):
         matching = self.feature_weight_d * losses["feature_d"]
         if self.feature_weight_c > 0:
             with frozen_statistics(self.classifier):
-                result_features, _ = self.classifier(result)
+                result_features, _ = self.classifier(seen_otherwise(result) if self.feature_views else result)
             losses["feature_c"] = feature_matching_loss(result_features, source_features)
             matching = matching + self.feature_weight_c * losses["feature_c"]
 
@@ -408,6 +416,15 @@ class OpenSetIPGAN(FaceModule):
     def sample_grids(self) -> dict[str, Picture]:
         """A recombination grid for each evaluation set of the epoch just run: `known` and `unseen`."""
         return {split: photos.render(self) for split, photos in self._grids.items() if photos.rows}
+
+
+def seen_otherwise(image: Tensor) -> Tensor:
+    """Images (B, C, S, S) moved alike by up to a thirty-second of their side either way, each with noise of its own."""
+    most = max(1, image.shape[-1] // 32)
+    down, right = torch.randint(2 * most + 1, (2,)).tolist()
+    edged = F.pad(image, (most, most, most, most), mode="replicate")
+    moved = edged[..., down : down + image.shape[-2], right : right + image.shape[-1]]
+    return moved + VIEW_NOISE * torch.randn_like(moved)
 
 
 class _OncePerPhoto:

@@ -20,7 +20,7 @@ from idface.files import write_csv, write_json
 from idface.latent.results import captioned
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
-from idface.protocols.sources import People, people_of
+from idface.protocols.sources import People, strangers
 from idface.recognition.base import Recognizer, distance
 from idface.recognition.build import build_recognizer
 
@@ -74,7 +74,7 @@ class AttackPairs(NamedTuple):
 
 def detect_adversarial(
     checkpoint: str,
-    photos: Path,
+    photos: Path | None,
     out: Path,
     pairs: int = 300,
     attacks: Sequence[str] = ATTACKS,
@@ -100,7 +100,7 @@ def detect_adversarial(
 
     Args:
         checkpoint: of an OpenSetIPGAN, or `zoo:NAME`.
-        photos: a prepared set of people.
+        photos: a prepared set of people; None for those whom the model's own data hold out.
         out: folder for the results; made if missing.
         pairs: of different people.
         attacks: some of the above.
@@ -129,7 +129,7 @@ def detect_adversarial(
                 f"--thresholds is missing, and at which distance {target.name} tells people apart is not known"
             )
         thresholds = [share * target.everyday.unit.best_threshold for share in SHARES]
-    drawn = draw_pairs(people_of(photos, model.image_size, "--photos"), pairs, seed)
+    drawn = draw_pairs(strangers(photos, checkpoint, model.image_size, model.photos_digest), pairs, seed)
     honest = to_float(torch.cat([drawn.first, drawn.second])).to(device)
     victims = torch.cat([drawn.second, drawn.first])
     fold = torch.cat([drawn.fold, drawn.fold])
@@ -137,8 +137,8 @@ def detect_adversarial(
     plain = features_of(model, honest)
 
     out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"checkpoint": checkpoint, "photos": str(photos), "pairs": len(drawn.first), "seed": seed}
-    report |= {"recognizer": target.name, "steps": steps}
+    report: dict[str, Any] = {"checkpoint": checkpoint, "photos": photos and str(photos)}
+    report |= {"pairs": len(drawn.first), "seed": seed, "recognizer": target.name, "steps": steps}
     report |= {"is_models_identity": target.fingerprint() in model.input_fingerprints}
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}

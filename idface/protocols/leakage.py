@@ -13,7 +13,7 @@ from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.losses.variational import sample_posterior
 from idface.modules.ipgan import OpenSetIPGAN
-from idface.protocols.sources import People, people_of
+from idface.protocols.sources import People, strangers
 
 BATCH = 256
 HIDDEN = 256
@@ -28,7 +28,9 @@ class Curves(NamedTuple):
     val: list[float]
 
 
-def leakage(checkpoints: Mapping[str, str], photos: Path, out: Path, epochs: int = 60, seed: int = 0) -> dict[str, Any]:
+def leakage(
+    checkpoints: Mapping[str, str], photos: Path | None, out: Path, epochs: int = 60, seed: int = 0
+) -> dict[str, Any]:
     """Train a multilayer perceptron to tell people apart by their photos' f_A, for each model.
 
     Half of each person's photos, drawn at random, are trained on, the others asked for; the same ones for all models.
@@ -40,7 +42,8 @@ def leakage(checkpoints: Mapping[str, str], photos: Path, out: Path, epochs: int
 
     Args:
         checkpoints: of OpenSetIPGANs, by what they are called.
-        photos: a prepared set of people. Give people that no model was trained on: of others f_A may tell more.
+        photos: a prepared set of people that no model was trained on, for of others f_A may tell more; None for those
+            whom the models' own data hold out.
         out: folder for the results; made if missing.
         epochs: of the perceptron.
         seed: of the halves and of the perceptron.
@@ -54,11 +57,11 @@ def leakage(checkpoints: Mapping[str, str], photos: Path, out: Path, epochs: int
     """
     device = best_device()
     models = {name: load_model_of(OpenSetIPGAN, checkpoint).to(device) for name, checkpoint in checkpoints.items()}
-    report: dict[str, Any] = {"photos": str(photos), "epochs": epochs, "seed": seed, "models": {}}
+    report: dict[str, Any] = {"photos": photos and str(photos), "epochs": epochs, "seed": seed, "models": {}}
     rows: list[tuple[object, ...]] = []
     drawn: dict[str, Curves] = {}
     for name, model in models.items():
-        people = with_enough_photos(people_of(photos, model.image_size, "--photos"))
+        people = with_enough_photos(strangers(photos, checkpoints[name], model.image_size, model.photos_digest))
         trained, asked = halves(people.person, seed)
         found: dict[str, Any] = {"checkpoint": checkpoints[name]}
         for vector, features in vectors(model, people.images, seed).items():

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from data_modules.batch import to_float
+from data_modules.people import plain_name
+from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.arithmetic import FACE_BOX, FaceMeter
@@ -91,11 +93,11 @@ def reproduce(
     out: Path,
     config: Sequence[Path],
     variants: Sequence[str] | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] | None = None,
     judge: str | None = None,
     photos: Path | None = None,
-    classifier: str = "zoo:attributes",
-    pairs: int = 300,
+    classifier: str | None = None,
+    pairs: int | None = None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, under equal budgets, and measure it.
 
@@ -105,11 +107,13 @@ def reproduce(
         config: recipes of an OpenSetIPGAN, one over the other, as `lightning fit` takes them; the first has its
             `ablations` beside it.
         variants: some of `VARIANTS`; None for those of the table or figure. `ipgan-table4` is of "full" alone.
-        seeds: of training; of `ipgan-fig4` and `ipgan-table4` the first one alone is used.
-        judge: who says whose face it is, see `build_recognizer`; None for the recipe's.
-        photos: a prepared set of people whom no model was trained on, which `ipgan-fig4` and `ipgan-table4` take.
-        classifier: checkpoint of the AttributeClassifier that says what photos show.
-        pairs: of `ipgan-table4`.
+        seeds: of training, one for `ipgan-fig4` and `ipgan-table4`; None for 0, 1, 2, or for 0.
+        judge: of the tables 2 and 3, who says whose face it is, see `build_recognizer`; None for the recipe's.
+        photos: of `ipgan-fig4` and `ipgan-table4`, a prepared set of people whom no model was trained on; None for
+            those whom the recipe's data hold out for validation and test.
+        classifier: of the tables 2 and 3, checkpoint of the AttributeClassifier that says what photos show; None for
+            `zoo:attributes`.
+        pairs: of `ipgan-table4`; None for 300.
 
     Returns:
         What the `report.json` of the table or figure holds.
@@ -127,14 +131,22 @@ def reproduce(
         raise ValueError("--variants: 'full' is what the others are compared with, expected it among them")
     if not config:
         raise ValueError("--config: expected the recipe of an OpenSetIPGAN, such as experiments/ipgan_64.yaml")
-    if photos is None and what in ("ipgan-fig4", "ipgan-table4"):
-        raise ValueError(f"--photos: {what} takes a prepared set of people whom no model was trained on")
-    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
+    identifies = what in ("ipgan-table2", "ipgan-table3")
+    without_effect = {
+        "--photos": photos is not None and identifies,
+        "--pairs": pairs is not None and what != "ipgan-table4",
+        "--judge": judge is not None and not identifies,
+        "--classifier": classifier is not None and not identifies,
+    }
+    if given := next((option for option, has_none in without_effect.items() if has_none), None):
+        raise ValueError(f"{given} has no effect on {what}: leave it out")
+    seeds = seeds or ((0, 1, 2) if identifies else (0,))
+    if not identifies and len(seeds) > 1:
+        raise ValueError(f"--seeds {' '.join(map(str, seeds))}: {what} is of one training, expected one seed")
+    if what == "ipgan-table4" and chosen != ("full",):
+        raise ValueError(f"--variants {' '.join(chosen)}: ipgan-table4 is of 'full' alone")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: expected numbers from 0, each once")
-    if what in ("ipgan-fig4", "ipgan-table4"):
-        seeds = seeds[:1]
-        if what == "ipgan-table4":
-            chosen = ("full",)
     trained: Trained = {variant: {} for variant in chosen}
     for seed in seeds:
         for variant in chosen:
@@ -147,15 +159,37 @@ def reproduce(
         "seeds": list(seeds),
         "paper": PAPER[what],
     }
-    if what == "ipgan-fig4" and photos is not None:
+    if not identifies:
+        about["trained_on"] = _known_among(photos, trained["full"][seeds[0]])
+    if what == "ipgan-fig4":
         of = {variant: str(checkpoints[seeds[0]]) for variant, checkpoints in trained.items()}
         report = about | leakage(of, photos, folder, seed=seeds[0])
-    elif what == "ipgan-table4" and photos is not None:
-        report = about | detect_adversarial(str(trained["full"][seeds[0]]), photos, folder, pairs, seed=seeds[0])
+    elif what == "ipgan-table4":
+        report = about | detect_adversarial(str(trained["full"][seeds[0]]), photos, folder, pairs or 300, seed=seeds[0])
     else:
+        classifier = classifier or "zoo:attributes"
         report = about | _identification(what == "ipgan-table2", trained, folder, judge, classifier)
     write_json(folder / "report.json", report)
     return report
+
+
+def _known_among(photos: Path | None, checkpoint: Path) -> list[str]:
+    """Whom of a prepared set the model was trained on, by their names; warns if there are any."""
+    if photos is None:
+        return []
+    model = load_model_of(OpenSetIPGAN, str(checkpoint))
+    data = photos_of_model(str(checkpoint), None, model.image_size, model.photos_digest)
+    trained = {plain_name(name) for name in data.identity_names[: data.num_identities]}
+    shared = [name for name in PreparedDataModule(str(photos)).people() if plain_name(name) in trained]
+    if shared:
+        log.warning(
+            "--photos %s: the model was trained on %d of these people, %s among them; leave --photos out for those "
+            "whom its data hold out",
+            photos,
+            len(shared),
+            shared[0],
+        )
+    return shared
 
 
 def train_variant(variant: str, seed: int, config: Sequence[Path], models: Path) -> Path:
@@ -260,7 +294,7 @@ def _identification(seen: bool, trained: Trained, folder: Path, judge: str | Non
             independent &= recognizer.fingerprint() not in model.gradient_fingerprints
             runs.append({"seed": number, **_judge(model, photos, gallery, queries, names, recognizer, meter)})
             if number == seed:
-                _save_grid(model, people, gallery, folder / f"grid-{variant}.png", str(checkpoint), seed)
+                _save_grid(model, people, gallery, queries, folder / f"grid-{variant}.png", str(checkpoint))
         found = np.array([run["top1"] for run in runs])
         if len(runs) > 1:
             half = half_interval(found)
@@ -439,11 +473,19 @@ def _resampled(found: Tensor, person: Tensor, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _save_grid(model: OpenSetIPGAN, people: People, gallery: Tensor, file: Path, checkpoint: str, seed: int) -> None:
-    """The same people and attribute photos for every variant (figure 3)."""
+def _save_grid(
+    model: OpenSetIPGAN, people: People, gallery: Tensor, queries: Queries, file: Path, checkpoint: str
+) -> None:
+    """The same people and attribute photos for every variant (figure 3), photos of all kinds in turns."""
     rows, columns = GRID
-    order = gallery[torch.randperm(len(gallery), generator=torch.Generator().manual_seed(seed))]
-    sources, others = order[:rows], order[rows : rows + columns] if len(order) > rows else order
+    sources = gallery[torch.linspace(0, len(gallery) - 1, min(rows, len(gallery))).round().long()]
+    known = people.person[sources]
+    kinds = [
+        queries.attributes[(queries.kind == kind) & ~torch.isin(people.person[queries.attributes], known)].unique()
+        for kind in queries.kind.unique()
+    ]
+    turns = [kind[turn] for turn in range(columns) for kind in kinds if turn < len(kind)]
+    others = torch.stack(turns[:columns]) if turns else sources
     x_a = to_float(people.images[others]).to(model.device)
     faces = np.stack(
         [

@@ -198,6 +198,21 @@ def unseen_people(data: FaceDataModule, stages: Sequence[Literal["val", "test"]]
     return found
 
 
+def strangers(photos: Path | None, checkpoint: str, image_size: int, digest: str | None) -> People:
+    """People on whom a model was not trained: those of a prepared set, or those whom its own data hold out.
+
+    Args:
+        photos: the set; None for the people to validate and test on of the model's run.
+        checkpoint, image_size, digest: as for `photos_of_model`.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none.
+    """
+    if photos is not None:
+        return people_of(photos, image_size, "--photos")
+    return unseen_people(photos_of_model(checkpoint, None, image_size, digest), ("val", "test"))
+
+
 def evaluated_people(data: FaceDataModule, stages: Sequence[Literal["val", "test"]] = ("val", "test")) -> People | None:
     """As `unseen_people`, or None if there are none."""
     rows = np.concatenate([data.split.unseen[stage] for stage in stages])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_modules.batch import to_float
 from idface.modules.base import FaceModule
-from idface.modules.ipgan import OpenSetIPGAN
+from idface.modules.ipgan import VIEW_NOISE, OpenSetIPGAN, seen_otherwise
 from idface.recognition.dlib_resnet import DlibResNet
 from tests.modules.helpers import Batches, adam, changed, loader, small_data, small_ipgan, snapshot, trainer
 
@@ -318,3 +318,45 @@ def test_every_network_is_a_plain_module() -> None:
     model = small_ipgan()
     assert set(model.phases) == {"attributes", "generator", "discriminator", "identity"}
     assert all(isinstance(network, nn.Module) for network in model.phases.values())
+
+
+def test_an_image_seen_otherwise_is_itself_moved_and_noisy() -> None:
+    image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    torch.manual_seed(0)
+    places = set()
+    for _ in range(60):
+        view = seen_otherwise(image)
+        assert view.shape == image.shape
+        inside = slice(4, -4)
+        apart = {
+            (down, right): float((image.roll((down, right), (2, 3)) - view)[..., inside, inside].square().mean())
+            for down in range(-3, 4)
+            for right in range(-3, 4)
+        }
+        place, error = min(apart.items(), key=lambda each: each[1])
+        assert error == pytest.approx(VIEW_NOISE**2, rel=0.1)
+        places.add(place)
+    assert {abs(step) for place in places for step in place} == {0, 1, 2}
+    (gradient,) = torch.autograd.grad(view.sum(), image)
+    assert gradient.sum() == pytest.approx(image.numel())  # what leaves on one side comes in on the other
+
+
+def test_views_are_what_l_gc_sees_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    seen: list[Tensor] = []
+
+    def watched(image: Tensor) -> Tensor:
+        seen.append(image)
+        return 0 * image
+
+    def losses(**options: Any) -> dict[str, float]:
+        model = small_ipgan(**options)
+        run = trainer(1)
+        run.fit(model, loader())
+        return {name: float(value) for name, value in run.logged_metrics.items() if name.startswith("train/loss/")}
+
+    monkeypatch.setattr("idface.modules.ipgan.seen_otherwise", watched)
+    plain, viewed = losses(), losses(feature_views=True)
+    assert len(seen) == 1
+    assert seen[0].requires_grad  # x', not a photo
+    assert {name for name, value in plain.items() if viewed[name] != value} == {"train/loss/feature_c"}

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,8 +108,45 @@ def test_the_figure_and_the_last_table_take_photos_of_others(
     assert asked == ["full", "no_kl"]
     assert report["models"].keys() == {"full", "no_kl"}
     assert "chance 25.0%" in module.in_words(report)[0]
-    with pytest.raises(ValueError, match="--photos: ipgan-table4"):
-        reproduce("ipgan-table4", tmp_path, [recipe])
+    assert report["trained_on"] == []
+    of_its_own = reproduce("ipgan-fig4", tmp_path, [recipe])
+    assert "chance 16.7%" in module.in_words(of_its_own)[0]  # two people validate, four test
+
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "detect_adversarial", lambda *given, **named: seen.append((given, named)) or {})
+    table = reproduce("ipgan-table4", tmp_path, [recipe], pairs=7)
+    assert asked[-1] == "full"
+    assert seen == [((str(checkpoint), None, tmp_path / "ipgan-table4", 7), {"seed": 0})]
+    assert table["paper"] == module.PAPER["ipgan-table4"]
+
+
+def test_people_who_were_trained_on_are_told(
+    recipe: Path, trained: Path, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint = trained / "models/full-7/0/checkpoints/last.ckpt"
+    assert module._known_among(sets[0], checkpoint) == []
+    people = SimpleNamespace(identity_names=["s1", "PERSON 2", "person 3"], num_identities=2)
+    monkeypatch.setattr(module, "photos_of_model", lambda *_: people)
+    assert module._known_among(sets[0], checkpoint) == ["person_2"]
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("ipgan-table2", {"photos": Path()}, "--photos has no effect on ipgan-table2"),
+        ("ipgan-table3", {"pairs": 3}, "--pairs has no effect on ipgan-table3"),
+        ("ipgan-fig4", {"judge": "dlib"}, "--judge has no effect on ipgan-fig4"),
+        ("ipgan-table4", {"classifier": "zoo:attributes"}, "--classifier has no effect on ipgan-table4"),
+        ("ipgan-fig4", {"seeds": [1, 2]}, "--seeds 1 2: ipgan-fig4 is of one training"),
+        ("ipgan-table4", {"variants": ["full", "no_t"]}, "--variants full no_t: ipgan-table4 is of 'full' alone"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    what: str, options: dict[str, Any], message: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "train_variant", never)
+    with pytest.raises(ValueError, match=message):
+        reproduce(what, tmp_path, [recipe], **options)
 
 
 def test_a_training_that_fails_is_told_and_gone_on_with(
