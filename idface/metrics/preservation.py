@@ -45,7 +45,9 @@ class AttributePreservation(Metric):
         if len(result) < 2:
             return {}
         figures: dict[str, Tensor] = {}
-        others = attributes.roll(len(attributes) // 2, 0)
+        order = torch.randperm(len(result), generator=torch.Generator().manual_seed(0))  # results may be sorted
+        others = torch.empty_like(attributes)
+        others[order] = attributes[order.roll(1)]
         kinds = {"": (result, attributes), "_chance": (result, others), "_source": (source, attributes)}
         for kind, pair in kinds.items():
             for name, value in zip(MEASURES, differences(*pair), strict=True):

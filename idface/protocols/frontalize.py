@@ -108,7 +108,7 @@ def frontalize(
         "yaw_after": float(after.abs().mean()),
         "frontal_faces": int((there.abs() <= FRONTAL).sum()),
         "light_change": float((lit - lit_after).abs().mean()),
-        "light_change_of_any_frontal": float((lit_after[:, None] - lit[None]).abs().mean()),
+        "light_change_to_others": _to_others(lit_after, lit),
         "nearer_to_photo": float((apart < unlike).float().mean()),
         "judge_is_independent": recognizer.fingerprint() not in model.gradient_fingerprints,
         **standing(recognizer, float(apart.mean())),
@@ -117,12 +117,20 @@ def frontalize(
     return report
 
 
+def _to_others(after: Tensor, before: Tensor) -> float | None:
+    """Mean absolute difference of results (N, L) from the photos (N, L) of others; None where there is one."""
+    apart = (after[:, None] - before[None]).abs().mean(2)
+    return float(apart[~torch.eye(len(apart), dtype=torch.bool)].mean()) if len(apart) > 1 else None
+
+
 def in_words(report: dict[str, Any]) -> list[str]:
     """What a report says."""
+    to_others = report["light_change_to_others"]
+    others = "" if to_others is None else f" (to the light of any other photo: {to_others:.3f})"
     lines = [
         f"{report['photos']} photos: yaw {report['yaw_before']:.1f} degrees before, {report['yaw_after']:.1f} after; "
-        f"light changes by {report['light_change']:.3f} of 1 (to the light of any other photo: "
-        f"{report['light_change_of_any_frontal']:.3f}); {report['frontal_faces']} faces to take it from were frontal",
+        f"light changes by {report['light_change']:.3f} of 1{others}; {report['frontal_faces']} faces to take it from "
+        "were frontal",
         f"{report['recognizer']} sees the results {report['distance']:.3f} from the photos on average, and "
         f"{report['nearer_to_photo']:.0%} of them nearer to these than to the frontal face's person",
     ]
