@@ -148,7 +148,8 @@ def _build_even_without_judge(recipe: dict[str, Any] | None, path: Path) -> Face
             raise
         kept = {name: value for name, value in arguments.items() if name not in spared}
         model = build({**(recipe or {}), "init_args": kept}, path)
-        log.warning("%s: goes on without the model's %s, which is not to be had: %s", path, ", ".join(spared), error)
+        reason = str(error).partition("\nGiven value")[0]
+        log.warning("%s: goes on without the model's %s, which is not to be had: %s", path, ", ".join(spared), reason)
         return model
 
 
@@ -202,6 +203,8 @@ def export_weights(checkpoint: str, out: Path, half: bool = True) -> Path:
     path = find_checkpoint(checkpoint)
     recipe, weights, facts = _read(path)
     networks = _build_even_without_judge(recipe, path).averaged
+    if recipe is not None:  # what training started from is in the weights now
+        recipe["init_args"] = {name: value for name, value in recipe["init_args"].items() if name != "start"}
     kept = {
         key: (value.half() if half else value.float()).contiguous()
         for key, value in weights.items()

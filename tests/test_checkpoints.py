@@ -67,7 +67,9 @@ def test_everything_in_the_zoo_loads_and_has_a_card() -> None:
         path = find_checkpoint(f"zoo:{name}")
         assert path.stat().st_size < 16e6
         assert path.with_suffix(".md").read_text("utf-8").startswith("# ")
-        assert load_model(f"zoo:{name}").recipe
+        recipe = load_model(f"zoo:{name}").recipe
+        assert recipe is not None
+        assert "start" not in recipe["init_args"]  # a file that nobody else has
 
 
 @pytest.mark.parametrize(
