@@ -21,6 +21,7 @@ from idface.pictures import Picture, mark_synthetic, to_picture
 from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.base import Recognizer
 from idface.recognition.weights import read_state_dict
+from idface.zoo import PREFIX, zoo_file
 
 SHOWN_AGES = (15, 25, 35, 45, 55, 65, 75)
 """Years, of the sample grids' columns: figure 10 goes from 15 to 75."""
@@ -75,7 +76,7 @@ class LabelConditionedDCGAN(FaceModule):
             nothing but the labels' shares in the batches makes it look at them.
         gate: whether a side rests when it has become too strong.
         learns: "gan" (G and D), or "encoder" (E alone).
-        start: a checkpoint or export of this model, whose G the encoder is trained against.
+        start: a checkpoint or export of this model, or `zoo:NAME`, whose G the encoder is trained against.
         encoder_width: channels of E's first stage.
         latent_weight: weight of the squared error of the noise beside the pixels' L1 in E's loss.
         estimator: of age and sex, to say whether faces look like their labels; one that passed no gradient to G. None
@@ -438,8 +439,8 @@ def ages_grid(
 
 
 def _load_generator(generator: nn.Module, path: Path) -> None:
-    """Give G the weights of a checkpoint or export; averaged ones where there are any."""
-    state = read_state_dict(path)
+    """Give G the weights of a checkpoint or export, or of `zoo:NAME`; averaged ones where there are any."""
+    state = read_state_dict(zoo_file(str(path).removeprefix(PREFIX)) if str(path).startswith(PREFIX) else path)
     found: dict[str, Tensor] = {}
     for prefix in ("generator.", "ema.generator."):
         found |= {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -449,12 +450,13 @@ def _load_generator(generator: nn.Module, path: Path) -> None:
     unlike += [key for key in own if key in found and own[key].shape != found[key].shape]
     if unlike:
         raise ValueError(
-            f"start: {path} holds no G of these sizes ({len(unlike)} of {len(own)} tensors differ, {unlike[0]} first): "
-            "give latent_dim, width, hidden and the others of its run's config.yaml"
+            f"--model.start {path} holds no G of these sizes ({len(unlike)} of {len(own)} tensors differ, {unlike[0]} "
+            "first): give --model.latent_dim, --model.width, --model.hidden and the others as they were in its training"
         )
     if not torch.equal(own["ages"], found["ages"]):
         was, now = ("{:g} to {:g}".format(*state["ages"].tolist()) for state in (found, own))
         raise ValueError(
-            f"start: the G of {path} was taught ages from {was}, not {now}: give its own as youngest and oldest"
+            f"--model.start: the G of {path} was taught ages from {was}, not {now}: give its own as --model.youngest "
+            "and --model.oldest"
         )
     generator.load_state_dict(found)

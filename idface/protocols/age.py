@@ -72,7 +72,7 @@ def age_photos(
         raise ValueError(f"--own-age {own_age:g} is none of the model's ages, {low:g} to {high:g}")
     if steps < 0:
         raise ValueError(f"--steps is {steps}, expected 0 or more")
-    years = parse_ages(ages, model)
+    years = parse_ages(ages, model, "--ages")
     seer = AgeSexEstimator(estimator).to(device)
     judge = build_recognizer(recognizer).to(device)
     rejected: list[Rejected] = []

@@ -93,8 +93,8 @@ def evaluate(
     has_seen_none = seer.photos_digest == digest_of_training_photos(photos)
     if not has_seen_none:
         log.warning(
-            "--estimator %s was trained on other photos than the model, perhaps on some that are judged here: its "
-            "figures of real photos may be too good",
+            "--estimator %s was not trained on just the photos that the model was trained on, perhaps on some that are "
+            "judged here: its figures of real photos may be too good",
             estimator,
         )
     made = torch.cat(
@@ -132,14 +132,10 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)
     apart, place = (each.cpu() for each in nearest["generated"])
-    write_csv(
-        out / "nearest.csv",
-        ("face", "sex", "age", "training_photo", "distance"),
-        [
-            (number, float(real.sex[number]), float(real.age[number]), photos.photos[int(rows[row])].name, float(far))
-            for number, (row, far) in enumerate(zip(place.tolist(), apart, strict=True))
-        ],
-    )
+    words = ["male" if sex > 0 else "female" for sex in real.sex.tolist()]
+    names = [photos.photos[row].name for row in rows[place].tolist()]
+    columns = zip(range(len(words)), words, real.age.tolist(), names, apart.tolist(), strict=True)
+    write_csv(out / "nearest.csv", ("face", "sex", "age", "training_photo", "distance"), list(columns))
     write_csv(
         out / "report.csv",
         ("figure", "real", "generated"),

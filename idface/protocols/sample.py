@@ -91,7 +91,7 @@ def sample(
     return [folder / row[0] for row in rows]
 
 
-def parse_ages(text: str, model: LabelConditionedDCGAN) -> list[float]:
+def parse_ages(text: str, model: LabelConditionedDCGAN, option: str = "--age") -> list[float]:
     """Ages in years: `30`, `20,40,60`, or `15:75:10` for 15, 25 ... 75.
 
     Raises:
@@ -110,12 +110,12 @@ def parse_ages(text: str, model: LabelConditionedDCGAN) -> list[float]:
             ages += [first + step * place for place in range(int((last - first) / step + 1e-9) + 1)]
     except (ValueError, OverflowError):
         raise ValueError(
-            f"--age {text}: expected an age, several as in 20,40,60, or first:last:step as in 15:75:10"
+            f"{option} {text}: expected an age, several as in 20,40,60, or first:last:step as in 15:75:10"
         ) from None
     ages = list(dict.fromkeys(ages))
     low, high = model.coding.youngest, model.coding.oldest
     if len(ages) > MOST_AGES:
-        raise ValueError(f"--age {text}: {len(ages)} ages, expected {MOST_AGES} at most")
+        raise ValueError(f"{option} {text}: {len(ages)} ages, expected {MOST_AGES} at most")
     if outside := [age for age in ages if not low <= age <= high]:
-        raise ValueError(f"--age {text}: {outside[0]:g} is none of the model's ages, {low:g} to {high:g}")
+        raise ValueError(f"{option} {text}: {outside[0]:g} is none of the model's ages, {low:g} to {high:g}")
     return ages

@@ -352,6 +352,8 @@ def test_a_training_that_is_stopped_keeps_what_it_learnt(
     previous = signal.getsignal(signal.SIGTERM)  # Ray leaves one that exits
     request.addfinalizer(lambda: signal.signal(signal.SIGTERM, previous))
     signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, interrupted))
 
     class Interrupt(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

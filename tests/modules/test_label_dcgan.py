@@ -309,6 +309,8 @@ def test_an_encoder_needs_a_generator_of_its_sizes(tmp_path: Path) -> None:
     torch.save({"state_dict": gan.state_dict()}, tmp_path / "gan.ckpt")
     with pytest.raises(ValueError, match=r"holds no G of these sizes \(\d+ of \d+ tensors differ"):
         small(learns="encoder", start=tmp_path / "gan.ckpt", width=8)
+    with pytest.raises(ValueError, match="zoo:label-dcgan holds no G of these sizes"):
+        small(learns="encoder", start=Path("zoo:label-dcgan"))
     with pytest.raises(ValueError, match="learns: encoder"):
         small(start=tmp_path / "gan.ckpt")
     with pytest.raises(ValueError, match="was taught ages from 10 to 100, not 10 to 60"):
