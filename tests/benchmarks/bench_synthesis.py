@@ -42,17 +42,24 @@ def test_writing_keeps_up_with_generating(
     synthesize(checkpoint, tmp_path / "whole", per, unchecked=True, format=format)
     whole = time.perf_counter() - began
 
-    write, chunks = module._Synthesis._write, []
-    monkeypatch.setattr(module._Synthesis, "_write", lambda *chunk: chunks.append(chunk))
-    monkeypatch.setattr(module._Synthesis, "finish", lambda _: {})
+    write = module._Synthesis._write
+    chunks: list[Any] = []
+    times: dict[str, float] = {}
+
+    def writes(self: module._Synthesis) -> dict[str, Any]:
+        times["generated"] = time.perf_counter()
+        with ThreadPoolExecutor() as self.pool:
+            for chunk in chunks:
+                write(self, *chunk)
+        times["written"] = time.perf_counter()
+        return {}
+
+    monkeypatch.setattr(module._Synthesis, "_write", lambda self, *chunk: chunks.append(chunk))
+    monkeypatch.setattr(module._Synthesis, "finish", writes)
     began = time.perf_counter()
     synthesize(checkpoint, tmp_path / "generated", per, unchecked=True, format=format)
-    generating = time.perf_counter() - began
-    with ThreadPoolExecutor() as chunks[0][0].pool:
-        began = time.perf_counter()
-        for chunk in chunks:
-            write(*chunk)
-        writing = time.perf_counter() - began
+    generating = times["generated"] - began
+    writing = times["written"] - times["generated"]
     faces = PEOPLE * per
     with capsys.disabled():
         print(
@@ -61,4 +68,4 @@ def test_writing_keeps_up_with_generating(
             f"{faces / writing:.0f} encoded and written; ratio of times to generating {whole / generating:.2f}"
         )
     assert writing < generating  # else the disk would get faces at the rate of the encoding
-    assert whole < 1.1 * (generating + writing)  # where both share the cores; less where generating has a GPU
+    assert whole < 2 * generating  # even where both share the cores
