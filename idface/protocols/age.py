@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
-from torch import Tensor
 
 from data_modules.photos import Rejected
 from idface.checkpoints import best_device, load_model_of
@@ -15,7 +14,7 @@ from idface.latent.results import captioned, standing
 from idface.modules.label_dcgan import LabelConditionedDCGAN
 from idface.pictures import mark_synthetic, save_synthetic, to_picture
 from idface.protocols.photos import read_faces, write_rejected
-from idface.protocols.sample import SEXES, parse_ages
+from idface.protocols.sample import SEXES, parse_ages, sex_in_words
 from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import distance
@@ -95,14 +94,14 @@ def age_photos(
         apart = distance(judge.embed(faces), judge.embed(image[None])).tolist()
         kinds = ["reconstruction", *("aged" for _ in years)]
         rows += [
-            (name, kind, _word(own_sex), wanted, _word(seen), looks, far, own_age is None)
+            (name, kind, sex_in_words(float(own_sex)), wanted, sex_in_words(float(seen)), looks, far, own_age is None)
             for kind, wanted, seen, looks, far in zip(
                 kinds, asked.tolist(), found_sex, found_age.tolist(), apart, strict=True
             )
         ]
         captions = ["photo", f"own\n{float(own):.0f}", *(f"{year:g}" for year in years)]
         shown = [picture, *(mark_synthetic(face) for face in to_picture(faces))]
-        about = {"photo": name, "sex": _word(own_sex), "own_age": float(own), "ages": years}
+        about = {"photo": name, "sex": sex_in_words(float(own_sex)), "own_age": float(own), "ages": years}
         save_synthetic(captioned(shown, captions), out / f"{name}.png", recipe | about)
     header = ("photo", "kind", "sex", "age", "sex_seen", "age_seen", "distance", "own_age_estimated")
     write_csv(out / "results.csv", header, rows)
@@ -131,7 +130,3 @@ def in_words(report: dict[str, Any]) -> list[str]:
             line += f"; they look {found['age_error']:.1f} years off the age asked for"
         lines.append(line)
     return lines
-
-
-def _word(sex: Tensor) -> str:
-    return "male" if float(sex) > 0 else "female"

@@ -24,6 +24,7 @@ from idface.checkpoints import best_device
 from idface.files import whole_file, write_csv, write_json
 from idface.modules.age_sex import AgeSexTraining
 from idface.networks.age_sex import YEARS, expected_age
+from idface.protocols.sample import sex_in_words
 from idface.protocols.sources import data_of
 
 SIDE = 64
@@ -143,9 +144,9 @@ def clean(
     rows = [
         (
             photos.names[row],
-            _word(bool(photos.sex[row] > 0)),
+            sex_in_words(float(photos.sex[row])),
             round(float(photos.age[row]), 1),
-            _word(bool(sex_seen[row])),
+            sex_in_words(float(sex_seen[row])),
             round(float(age_seen[row]), 1),
             round(float(doubt[row]), 2),
             *([bool(planted[row])] if plant else []),
@@ -328,7 +329,3 @@ def _embedded(picture: np.ndarray) -> str:
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-
-
-def _word(is_male: bool) -> str:
-    return "male" if is_male else "female"

@@ -21,6 +21,7 @@ from idface.metrics.variety import JudgedFaces
 from idface.modules.base import digest_of_training_photos
 from idface.modules.label_dcgan import LabelConditionedDCGAN
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
+from idface.protocols.sample import sex_in_words
 from idface.protocols.sources import photos_of_model, training_embeddings
 from idface.recognition.age_sex import AgeSexEstimator
 from idface.recognition.alignment import FaceDetector
@@ -132,7 +133,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)
     apart, place = (each.cpu() for each in nearest["generated"])
-    words = ["male" if sex > 0 else "female" for sex in real.sex.tolist()]
+    words = [sex_in_words(sex) for sex in real.sex.tolist()]
     names = [photos.photos[row].name for row in rows[place].tolist()]
     columns = zip(range(len(words)), words, real.age.tolist(), names, apart.tolist(), strict=True)
     write_csv(out / "nearest.csv", ("face", "sex", "age", "training_photo", "distance"), list(columns))

@@ -91,6 +91,11 @@ def sample(
     return [folder / row[0] for row in rows]
 
 
+def sex_in_words(sex: float) -> str:
+    """ "male" for what is above 0, else "female"."""
+    return "male" if sex > 0 else "female"
+
+
 def parse_ages(text: str, model: LabelConditionedDCGAN, option: str = "--age") -> list[float]:
     """Ages in years: `30`, `20,40,60`, or `15:75:10` for 15, 25 ... 75.
 
