@@ -5,9 +5,11 @@ import inspect
 import logging
 import os
 import pickle
+import re
+import shutil
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
@@ -28,7 +30,7 @@ from idface.callbacks.step_count import StepCount
 from idface.errors import explain, missing_path
 from idface.loggers import CSVLogger, WandbLogger
 from idface.names import class_path, from_here, whole_class_paths
-from idface.run import CHECKPOINTS, RunNotFound, find_checkpoint, new_run, new_stage, run_of
+from idface.run import CHECKPOINTS, CONFIG, RunNotFound, find_checkpoint, new_run, new_stage, run_folder, run_of
 
 _RUN_FOLDER = "IDFACE_RUN_FOLDER"  # how rank zero tells the processes that Lightning launches for other ranks
 _PARSER_MODE = "idface"
@@ -191,7 +193,15 @@ class TrainingCLI(LightningCLI):
             cause: BaseException = error
             while cause.__cause__ is not None:  # the constructor's own words, without what the parser put around them
                 cause = cause.__cause__
-            self._refuse(f"{cause}\n(the traceback: JSONARGPARSE_DEBUG=1)")
+            self._refuse(f"{self._with_option(str(cause))}\n(the traceback: JSONARGPARSE_DEBUG=1)")
+
+    def _with_option(self, message: str) -> str:
+        """A message about a file or folder, after the option that gave it."""
+        for option, value in _leaves(self.options):
+            named = re.search(rf"(?<![\w./-]){re.escape(value)}(?![\w-])", message) if os.sep in value else None
+            if named or f"'{value}'" in message:
+                return f"{option}: {message.removeprefix(option.rpartition('.')[2] + ': ')}"
+        return message
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; what data or model refuse only when there are batches is an error of the configuration too."""
@@ -203,7 +213,16 @@ class TrainingCLI(LightningCLI):
                 ("data_modules.", "idface.modules.")
             ):
                 raise
-            self._refuse(f"{error}\n(the traceback: JSONARGPARSE_DEBUG=1)")
+            self._forget_run()
+            self._refuse(f"{self._with_option(str(error))}\n(the traceback: JSONARGPARSE_DEBUG=1)")
+
+    def _forget_run(self) -> None:
+        """Remove the run that was begun, if there is nothing in it but its configuration."""
+        run = run_folder(self.trainer)
+        if self.earlier_run or self.options.trainer.fast_dev_run or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return
+        if all(path.is_dir() or path == run / CONFIG for path in run.rglob("*")):
+            shutil.rmtree(run)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with all that it writes inside the run folder."""
@@ -288,6 +307,18 @@ def _restore_nulls(options: Namespace) -> None:
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, Namespace):
                 _restore_nulls(each)
+
+
+def _leaves(options: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted names and the values, where they are texts or paths, of options and of those within them."""
+    if isinstance(options, Namespace):
+        for key, value in vars(options).items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+    elif isinstance(options, list):
+        for number, value in enumerate(options):
+            yield from _leaves(value, f"{name}[{number}]")
+    elif isinstance(options, str | os.PathLike):
+        yield name, os.fspath(options)
 
 
 def _whole_class_path(option: str, value: str) -> str:

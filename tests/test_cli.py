@@ -298,6 +298,17 @@ class TestRefusals:
         data = ["--data=ORLDataModule", "--data.batch_size=100000", "--trainer.limit_val_batches=0"]
         said = refused(["fit", "--config", "toy.yaml", *data], capsys)
         assert "do not fill one batch of batch_size=100000" in said
+        assert not list(Path(".").glob("runs/*/*"))  # nothing was trained: no empty run stays
+
+    def test_a_file_and_the_option_that_gave_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        data = ["--data=FaceFolderDataModule", "--data.root=photos"]
+        said = refused(["fit", "--config", "toy.yaml", *data], capsys)
+        assert "data.init_args.root: there is no folder 'photos'" in said
+        sets = [{"class_path": name, "init_args": {}} for name in ("ORLDataModule", "LFWDataModule")]
+        sets[1]["init_args"] = {"root": "some/folder"}
+        joined = yaml.safe_dump({"data": {"class_path": "JoinedDataModule", "init_args": {"sets": sets}}})
+        said = refused(["fit", "--config", "toy.yaml", "--config", write("joined.yaml", joined)], capsys)
+        assert "data.init_args.sets[1].init_args.root: there is no folder 'some/folder'" in said
 
     def test_a_file_in_a_misspelt_folder(self, capsys: pytest.CaptureFixture[str]) -> None:
         write("experiments/ipgan.yaml", TOY)

@@ -111,9 +111,14 @@ def clean(
     """
     if folds < 2:
         raise ValueError(f"--folds is {folds}, expected 2 or more: labels are judged by networks trained without them")
-    if not 0 < share < 1 or not 0 <= plant < 1:
-        raise ValueError(f"--share is {share:g} and --plant {plant:g}, expected shares between 0 and 1")
-    photos = labelled_photos(data_of(data, SIDE))
+    if not 0 < share < 1:
+        raise ValueError(f"--share is {share:g}, expected a share of the photos between 0 and 1")
+    if not 0 <= plant < 1:
+        raise ValueError(f"--plant is {plant:g}, expected a share of the photos between 0 and 1")
+    try:
+        photos = labelled_photos(data_of(data, SIDE))
+    except ValueError as error:
+        raise ValueError(f"--data {data}: {str(error).removeprefix('--data: ')}") from error
     if len(photos.names) < 10 * folds:
         found = f"{len(photos.names)} photos of known sex and age"
         raise ValueError(f"--data {data}: {found}, expected {10 * folds} or more for {folds} folds")
@@ -194,7 +199,7 @@ def labelled_photos(data: FaceDataModule) -> LabelledPhotos:
             sex[rows], age[rows] = labels_of(batch)
     known = ((sex.abs() == 1) & ~age.isnan()).nonzero()[:, 0]
     if not len(known):
-        raise ValueError("--data: no photo is of known sex and age")
+        raise ValueError("no photo is of known sex and age")
     names = [data.photos[row].name for row in known.tolist()]
     return LabelledPhotos(names, images[known], person[known], sex[known], age[known])
 

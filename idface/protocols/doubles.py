@@ -31,8 +31,9 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
 
     People of the set that holds them out are somebody else: they have other names. Those of other sets are compared by
     their mean embeddings, and photos of nobody who is known one by one. How near is too near is measured on the
-    held-out people: as near as `share` of their pairs. So at most about `share` times their number of all people is
-    left out for nothing, and of a person in training who is held out, all photos are.
+    held-out people, for means as near as `share` of their pairs, for single photos as near as `share` of pairs of one's
+    photo and another's mean. So at most about `share` times their number of all people and single photos is left out
+    for nothing, and of a person in training who is held out, all photos are.
 
     Writes into `out`: `leave_out.txt`, the photos by name, for the `leave_out` of the recipe's data; `doubles.csv`, for
     each person or photo whom it resembles and how near; `doubles.png`, pairs of them from the nearest to the limit;
@@ -57,9 +58,12 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     held_out = unseen_people(faces, ("val", "test"))
     if len(held_out.names) < 2:
         raise ValueError(f"--data {data}: it holds out {len(held_out.names)} people, expected two or more")
-    centres = torch.stack([_centre(network.embed(held_out.images[rows])) for _, rows in rows_of(held_out.person)])
+    single = network.embed(held_out.images)
+    centres = torch.stack([_centre(single[rows]) for _, rows in rows_of(held_out.person)])
     first, second = torch.triu_indices(len(centres), len(centres), 1)
     limit = float(distance(centres[first], centres[second]).quantile(share))
+    across = distance(single[:, None], centres)[held_out.person[:, None] != torch.arange(len(centres))]
+    single_limit = float(np.quantile(across.numpy(), share))
 
     embedded, index = training_embeddings(faces, network)
     photos = [faces.photos[row] for row in index.tolist()]
@@ -72,7 +76,7 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     for rows in groups:
         apart = distance(_centre(embedded[rows])[None], centres)
         nearest = int(apart.argmin())
-        if float(apart[nearest]) <= limit:
+        if float(apart[nearest]) <= (limit if identity[rows[0]] >= 0 else single_limit):
             found.append((float(apart[nearest]), [photos[row] for row in rows.tolist()], nearest))
     found.sort(key=lambda each: each[0])
 
@@ -107,6 +111,7 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
         "recognizer": f"{network.name} {network.fingerprint()}",
         "share": share,
         "limit": limit,
+        "single_limit": single_limit,
         "held_out": len(held_out.names),
         "looked_at": {"people": len(people), "photos": sum(map(len, groups))},
         "people": sum(theirs[0].person is not None for _, theirs, _ in found),
@@ -125,5 +130,6 @@ def in_words(report: dict[str, Any]) -> list[str]:
     """What a report says."""
     return [
         f"{report['photos']:,} of {report['looked_at']['photos']:,} training photos, {report['people']:,} people among "
-        f"them, look like one of {report['held_out']} people held out (nearer than {report['limit']:.3f})"
+        f"them, look like one of {report['held_out']} people held out (nearer than {report['limit']:.3f}; "
+        f"photos of nobody known: {report['single_limit']:.3f})"
     ]

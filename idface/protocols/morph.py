@@ -44,7 +44,8 @@ def morph(
 
     Writes into `out`: `strip.png`, the first photo, the faces on the way, the second, and below them who it is;
     `morph.gif`, the faces forth and back; `report.json`: `smoothness`, the largest step between neighbouring faces over
-    the mean one (1 is even; mean absolute difference of pixels), and the judge's distance of each face to the identity.
+    the mean one (1 is even; mean absolute difference of pixels), `change`, the difference between both ends (where
+    black to white is 1), and the judge's distance of each face to the identity.
 
     Args:
         checkpoint: of an OpenSetIPGAN, or `zoo:NAME`.
@@ -93,6 +94,7 @@ def morph(
     is_used = recognizer.fingerprint() in model.gradient_fingerprints
     report = recipe | {
         "smoothness": smoothness(faces),
+        "change": float((faces[-1] - faces[0]).abs().mean() / 2),
         "judge_is_independent": not is_used,
         "distances": [round(value, 6) for value in apart.tolist()],
         **standing(recognizer, float(apart.mean())),
@@ -110,7 +112,8 @@ def morph(
 def in_words(report: dict[str, Any]) -> list[str]:
     """What a report says."""
     lines = [
-        f"{report['steps']} faces; the largest step is {report['smoothness']:.2f} times the mean one. "
+        f"{report['steps']} faces; the ends differ by {report['change']:.1%} of the range of pixels, the largest step is "
+        f"{report['smoothness']:.2f} times the mean one. "
         f"{report['recognizer']} sees them {report['distance']:.3f} from the identity on average"
         + (f" (threshold {report['threshold']:.3f})" if "threshold" in report else "")
     ]

@@ -1,5 +1,6 @@
 """`idface sample`: faces of given sexes and ages (Sanche, figures 7, 9 and 10)."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,7 @@ def sample(
 
     Args:
         checkpoint: of a LabelConditionedDCGAN, or `zoo:NAME`.
-        out: folder for the results; made if missing.
+        out: folder for the results; made if missing. Pictures of another sampling stay there, with a warning.
         sexes: "female", "male" or both.
         ages: see `parse_ages`.
         count: noise vectors.
@@ -86,6 +87,8 @@ def sample(
             label = {"sex": sex, "age": year, "noise": number}
             save_synthetic(mark_synthetic(face), folder / name, recipe | label)
             rows.append((name, sex, year, number))
+    if older := len({path.name for path in folder.glob("*.png")} - {row[0] for row in rows}):
+        warnings.warn(f"--out {out}: {older} pictures of an earlier sampling are there as well", stacklevel=2)
     if format == "folder":
         write_csv(out / LABELS, ("file", "sex", "age", "noise"), rows)
     return [folder / row[0] for row in rows]
@@ -97,7 +100,7 @@ def sex_in_words(sex: float) -> str:
 
 
 def parse_ages(text: str, model: LabelConditionedDCGAN, option: str = "--age") -> list[float]:
-    """Ages in years: `30`, `20,40,60`, or `15:75:10` for 15, 25 ... 75.
+    """Ages in years, each once: `30`, `20,40,60`, or `15:75:10` for 15, 25 ... 75.
 
     Raises:
         ValueError: of another form, too many, or not among those that the model was taught.

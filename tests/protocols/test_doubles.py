@@ -1,6 +1,7 @@
 """`idface data doubles`: who is held out of one set under one name is found in another under another name."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,19 @@ def test_people_held_out_are_found_under_other_names(
     assert not training & found.keys()
     assert len(training) == 12 - 5 + 18 - len(found)
     assert left.identity_names[left.num_identities :] == data.identity_names[data.num_identities :]
+
+
+def test_single_photos_have_a_limit_of_their_own(recipe: Path, tmp_path: Path) -> None:
+    data = data_of_recipe(recipe, None)
+    held_out = {int(name.rpartition("_")[2]) for name in data.identity_names[data.num_identities :]}
+    for person in range(1, 19):
+        write_person(tmp_path / "second/unlabelled", person, range(9, 10))
+    main(["data", "doubles", "--data", str(recipe), "--share", "0.05", "--out", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    with (tmp_path / "out/doubles.csv").open(newline="") as file:
+        singles = {row["photo"]: float(row["distance"]) for row in csv.DictReader(file) if not row["person"]}
+    assert {int(Path(name).stem.partition("-")[0]) for name in singles} >= held_out
+    assert max(singles.values()) <= report["single_limit"] != report["limit"]
 
 
 def test_refusals(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
