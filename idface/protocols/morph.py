@@ -112,8 +112,8 @@ def morph(
 def in_words(report: dict[str, Any]) -> list[str]:
     """What a report says."""
     lines = [
-        f"{report['steps']} faces; the ends differ by {report['change']:.1%} of the range of pixels, the largest step is "
-        f"{report['smoothness']:.2f} times the mean one. "
+        f"{report['steps']} faces; the ends differ by {report['change']:.1%} of the range of pixels, the largest "
+        f"step is {report['smoothness']:.2f} times the mean one. "
         f"{report['recognizer']} sees them {report['distance']:.3f} from the identity on average"
         + (f" (threshold {report['threshold']:.3f})" if "threshold" in report else "")
     ]
