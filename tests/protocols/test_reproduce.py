@@ -93,6 +93,15 @@ def test_what_is_trained_is_not_trained_again(
         reproduce("ipgan-table2", trained, [recipe], ["full", "no_t"], [7])
 
 
+def test_several_trainings_of_a_variant_have_a_mean_and_an_interval(recipe: Path, trained: Path) -> None:
+    _, full = reproduce("ipgan-table3", trained, [recipe], ["full"], [7, 8], "dlib")["rows"]
+    assert [run["seed"] for run in full["seeds"]] == [7, 8]
+    one, other = (run["top1"] for run in full["seeds"])
+    assert full["top1"] == pytest.approx((one + other) / 2)
+    half = 12.706 * abs(one - other) / 2  # Student's, one degree of freedom
+    assert (full["low"], full["high"]) == pytest.approx((full["top1"] - half, full["top1"] + half), rel=1e-3)
+
+
 def test_the_figure_and_the_last_table_take_photos_of_others(
     recipe: Path, trained: Path, sets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -169,6 +178,24 @@ def test_a_training_that_fails_is_told_and_gone_on_with(
             train_variant("full", 0, [recipe], tmp_path)
     assert "--ckpt_path" not in commands[0]
     assert commands[1][-2:] == ["--ckpt_path", "last"]
+
+
+def test_a_training_that_was_stopped_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = module.subprocess.run
+
+    def is_stopped(command: list[str]) -> Any:
+        run([*command, "--trainer.max_steps", "1"], check=True)
+        return SimpleNamespace(returncode=143)
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="ended with status 143"):
+        patch.setattr(module.subprocess, "run", is_stopped)
+        train_variant("full", 3, [recipe], tmp_path)
+    assert (tmp_path / "full-3.begun.json").is_file()
+    checkpoint = train_variant("full", 3, [recipe], tmp_path)
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    assert not (tmp_path / "full-3.begun.json").exists()
+    assert sorted(path.name for path in (tmp_path / "full-3").iterdir()) == ["0"]  # one run, in two parts
+    assert (tmp_path / "full-3/0/fit-2").is_dir()
 
 
 @pytest.mark.parametrize(
