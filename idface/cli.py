@@ -109,6 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
     recombine.add_argument(
         "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
     )
+    recombine.add_argument(
+        "--photos",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show them in the grid; otherwise their reconstructions",
+    )
     recombine.set_defaults(run=_recombine)
 
     _add_ipgan_verbs(verbs)

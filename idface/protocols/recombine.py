@@ -25,7 +25,9 @@ GRID_LIMIT = 40
 """Most rows, and most columns, that the grid shows; every result has a file of its own."""
 
 
-def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, align: bool = True) -> Path:
+def recombine(
+    checkpoint: str, identity: Path, attributes: Path, out: Path, align: bool = True, photos: bool = True
+) -> Path:
     """Give every attribute photo's face the identity of every identity photo.
 
     Writes into `out`: `grid.png` (rows identities, columns attributes); `results/<identity>--<attributes>.png`, each
@@ -39,6 +41,8 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
         out: folder for the results; made if missing.
         align: find each photo's main face and align it as training photos were. Without it photos must be aligned
             already; their middle square is used.
+        photos: whether the grid shows them. Otherwise each photo's reconstruction, by its own identity and attributes,
+            stands in its place: for faces that must not be shown to others.
 
     Returns:
         The grid's path.
@@ -77,9 +81,20 @@ def recombine(checkpoint: str, identity: Path, attributes: Path, out: Path, alig
     header: tuple[str, ...] = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
     header += ("judge", "judge_is_independent")
     write_csv(out / "results.csv", header, rows)
-    grid = recombination_grid(sources.pictures[:GRID_LIMIT], targets.pictures[:GRID_LIMIT], np.stack(shown))
+    grid = recombination_grid(
+        *(
+            faces.pictures[:GRID_LIMIT] if photos else _reconstructions(model, faces.tensor(device)[:GRID_LIMIT])
+            for faces in (sources, targets)
+        ),
+        np.stack(shown),
+    )
     save_synthetic(grid, out / "grid.png", recipe)
     return out / "grid.png"
+
+
+def _reconstructions(model: OpenSetIPGAN, images: Tensor) -> Picture:
+    """Pictures (N, S, S, 3) of what images (N, 3, S, S) are by their own f_I and f_A."""
+    return np.stack([mark_synthetic(face) for face in to_picture(model.recombine(images, images))])
 
 
 def _attribute_codes(model: OpenSetIPGAN, images: Tensor) -> Tensor:

@@ -53,6 +53,17 @@ def test_identity_and_attributes_both_matter(photos: Path) -> None:
     assert np.abs(faces["a-1", "a-1"] - faces["a-1", "b-1"]).mean() > 2
 
 
+def test_a_grid_may_do_without_the_photos(photos: Path) -> None:
+    for name, shown in (("with", True), ("without", False)):
+        recombine("zoo:quickstart", photos / "a", photos / "b", photos / name, photos=shown)
+    whole, bare = (np.asarray(Image.open(photos / name / "grid.png")) for name in ("with", "without"))
+    assert np.array_equal(whole[68:, 68:], bare[68:, 68:])
+    for margin in (bare[:64, 68:132], bare[68:132, :64], bare[132:196, :64]):
+        assert is_marked_synthetic(margin)
+    assert not is_marked_synthetic(whole[68:132, :64])
+    assert 2 < np.abs(whole[:64, 68:].astype(float) - bare[:64, 68:]).mean() < 80
+
+
 def test_a_bad_photo_is_listed_and_does_not_end_the_run(photos: Path) -> None:
     (photos / "a" / "empty.jpg").touch()
     (photos / "a" / "notes.txt").write_text("not a photo")
