@@ -26,8 +26,9 @@ from data_modules.splits import FaceSplit, split_photos
 from idface.callbacks.detection import DetectionCurve
 from idface.modules.label_dcgan import LabelConditionedDCGAN
 
-BATCH, SIZE, WARMUP, BLOCK, ROUNDS = 64, 64, 20, 300, 4
 CUDA = torch.cuda.is_available()
+BATCH, SIZE, WARMUP, ROUNDS = 64, 64, 20, 4
+BLOCK = 300 if CUDA else 100  # batches; a figure every 100 of them
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 

@@ -187,9 +187,10 @@ def test_a_training_that_was_stopped_goes_on(recipe: Path, monkeypatch: pytest.M
         run([*command, "--trainer.max_steps", "1"], check=True)
         return SimpleNamespace(returncode=143)
 
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="ended with status 143"):
+    with monkeypatch.context() as patch:
         patch.setattr(module.subprocess, "run", is_stopped)
-        train_variant("full", 3, [recipe], tmp_path)
+        with pytest.raises(ValueError, match="ended with status 143"):
+            train_variant("full", 3, [recipe], tmp_path)
     assert (tmp_path / "full-3.begun.json").is_file()
     checkpoint = train_variant("full", 3, [recipe], tmp_path)
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
