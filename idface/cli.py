@@ -257,7 +257,9 @@ def _add_ipgan_verbs(verbs: Any) -> None:
         "detect-adversarial", help="tell faces that were changed to pass for another's", allow_abbrev=False
     )
     detect.add_argument("--checkpoint", required=True, metavar="CKPT", help="of an OpenSetIPGAN, or zoo:NAME")
-    detect.add_argument("--photos", type=_existing, required=True, metavar="SET", help="a prepared set of people")
+    detect.add_argument(
+        "--photos", type=_existing, metavar="SET", help="a prepared set of people (those whom the run's data hold out)"
+    )
     detect.add_argument("--pairs", type=_count, default=300, metavar="N", help="of different people (%(default)s)")
     attacks = ("eq8", "pgd", "ddn", "aware")
     detect.add_argument("--attacks", nargs="+", choices=attacks, default=attacks, help="(all)")
@@ -266,7 +268,7 @@ def _add_ipgan_verbs(verbs: Any) -> None:
     )
     detect.add_argument("--steps", type=_count, default=100, metavar="N", help="of each attack (%(default)s)")
     detect.add_argument(
-        "--recognizer", default="dlib", metavar="NAME", help=f"what is attacked (%(default)s): {RECOGNIZERS}"
+        "--recognizer", metavar="NAME", help=f"what is attacked (what the model's f_I come from): {RECOGNIZERS}"
     )
     detect.add_argument("--seed", type=int, default=0, metavar="N", help="of pairs and folds (%(default)s)")
     detect.add_argument("--out", type=_folder, required=True, metavar="DIR", help="folder for the results")

@@ -4,12 +4,13 @@ An adversarial face has the features of somebody else, so what the model reconst
 input and reconstruction differ as those of an honest photo do not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from kornia.color import rgb_to_grayscale
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ from data_modules.batch import to_float, to_uint8
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.results import captioned
-from idface.modules.ipgan import OpenSetIPGAN
+from idface.modules.ipgan import IdentityVector, OpenSetIPGAN
+from idface.networks.vgg import FaceClassifier
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
 from idface.protocols.sources import People, strangers
-from idface.recognition.base import Recognizer, distance
+from idface.recognition.base import Recognizer, distance, resize
 from idface.recognition.build import build_recognizer
+from idface.recognition.calibration import Calibration, calibrate
 
 SHARES = (0.4, 0.6, 0.8, 1.0)
 """The paper's thresholds; of its recogniser, whose distances are not ours: here they are shares of the one at which the
@@ -55,6 +58,8 @@ MARGIN = 0.98
 """Of a threshold: attacks aim below it, for pictures are rounded to 256 levels afterwards."""
 AWARE = 10.0
 """What a pixel of the reconstruction weighs beside one of the photo, to an attack that knows the detector."""
+MOST_CALIBRATED = 2000
+"""Photos, between all of which a recogniser's distances are measured."""
 RATE = 0.03
 """Of the descent under eq. 8 at its start, in units of pixels from -1 to 1."""
 
@@ -80,7 +85,7 @@ def detect_adversarial(
     attacks: Sequence[str] = ATTACKS,
     thresholds: Sequence[float] | None = None,
     steps: int = 100,
-    recognizer: str = "dlib",
+    recognizer: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Attack a recogniser with photos of pairs of people, and tell these from honest ones by their reconstructions.
@@ -104,9 +109,11 @@ def detect_adversarial(
         out: folder for the results; made if missing.
         pairs: of different people.
         attacks: some of the above.
-        thresholds: squared distances below which two faces are one person's; None for `SHARES` of the recogniser's.
+        thresholds: squared distances below which two faces are one person's; None for `SHARES` of the one at which the
+            recogniser tells people apart best, on LFW or, where that is not known, on these photos.
         steps: of each attack.
-        recognizer: what is attacked, see `build_recognizer`; the paper attacks f_C, the network of the model.
+        recognizer: what is attacked, see `build_recognizer`; None for what the model has its identity vectors from, as
+            in the paper.
         seed: of people, pairs and folds.
 
     Returns:
@@ -122,14 +129,12 @@ def detect_adversarial(
         raise ValueError(f"--thresholds has {bad[0]:g}; squared distances of unit vectors are between 0 and 4")
     device = best_device()
     model = load_model_of(OpenSetIPGAN, checkpoint).to(device)
-    target = build_recognizer(recognizer).to(device)
+    target = (identity_network(model) if recognizer is None else build_recognizer(recognizer)).to(device)
+    people = strangers(photos, checkpoint, model.image_size, model.photos_digest)
+    drawn = draw_pairs(people, pairs, seed)
     if thresholds is None:
-        if target.everyday is None:
-            raise ValueError(
-                f"--thresholds is missing, and at which distance {target.name} tells people apart is not known"
-            )
-        thresholds = [share * target.everyday.unit.best_threshold for share in SHARES]
-    drawn = draw_pairs(strangers(photos, checkpoint, model.image_size, model.photos_digest), pairs, seed)
+        known = target.everyday or _calibrated(target, people)
+        thresholds = [share * known.unit.best_threshold for share in SHARES]
     honest = to_float(torch.cat([drawn.first, drawn.second])).to(device)
     victims = torch.cat([drawn.second, drawn.first])
     fold = torch.cat([drawn.fold, drawn.fold])
@@ -139,7 +144,7 @@ def detect_adversarial(
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"checkpoint": checkpoint, "photos": photos and str(photos)}
     report |= {"pairs": len(drawn.first), "seed": seed, "recognizer": target.name, "steps": steps}
-    report |= {"is_models_identity": target.fingerprint() in model.input_fingerprints}
+    report |= {"is_models_identity": recognizer is None or target.fingerprint() in model.input_fingerprints}
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     of_eq8: dict[float, tuple[NDArray[np.float32], Tensor]] = {}
@@ -230,6 +235,60 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
             "change a reconstruction"
         )
     return lines
+
+
+# ---------------------------------------------------------------------------------------------------- what is attacked
+
+
+class OwnIdentity(Recognizer):
+    """A network that a model has learnt as its I, as a recogniser.
+
+    Args:
+        backbone: from images (B, 3, S, S) in [-1, 1] to f_I (B, D).
+        embedding_dim: D.
+        image_size: S; other sizes are resized.
+        grey: whether it is shown grey pictures.
+    """
+
+    name = "the model's I"
+    stage_names = ("raw",)
+
+    def __init__(self, backbone: nn.Module, embedding_dim: int, image_size: int, grey: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.embedding_dim = embedding_dim
+        self.image_size = image_size
+        self.grey = grey
+        self.freeze()
+
+    def stages(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """See `Recognizer.stages`."""
+        seen = rgb_to_grayscale(image).expand_as(image) if self.grey else image
+        yield "raw", self.backbone(resize(seen, self.image_size))
+
+
+def identity_network(model: OpenSetIPGAN) -> Recognizer:
+    """What gives a model f_I: the recogniser that it was built with, or the I that it has learnt."""
+    if model.identity_encoder is not None:
+        given: Recognizer = model.identity_encoder.recognizer
+        return given
+    network = cast(FaceClassifier, model.trained("classifier") if model.classifier_learns else model.classifier)
+    if not model.classifier_learns:
+        fixed: Recognizer = cast(IdentityVector, network.backbone).recognizer
+        return fixed
+    return OwnIdentity(network.backbone, network.feature_dim, model.image_size, model.grey)
+
+
+def _calibrated(recognizer: Recognizer, people: People) -> Calibration:
+    rows = torch.randperm(len(people.images), generator=torch.Generator().manual_seed(0))[:MOST_CALIBRATED]
+    faces = people.images[rows].movedim(1, -1).numpy()
+    try:
+        return calibrate(recognizer, faces, people.person[rows].numpy(), "the photos")
+    except ValueError as error:
+        raise ValueError(
+            f"--thresholds is missing: at which distance {recognizer.name} tells people apart is not known, and these "
+            f"photos do not show it: {error}"
+        ) from error
 
 
 # --------------------------------------------------------------------------------------------------------------- pairs

@@ -9,18 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_modules.orl import orl_root
 from idface.cli import main
+from idface.modules.ipgan import OpenSetIPGAN
 from idface.protocols.adversarial import (
     FOLDS,
     PATTERNS,
     _by_foolbox,
+    _calibrated,
     detect_adversarial,
     detected,
     draw_pairs,
     figures_of,
+    identity_network,
     judged,
     patterns,
     smallest_change,
@@ -146,6 +150,36 @@ def test_a_difference_is_found_on_other_folds_and_none_where_there_is_none() -> 
     assert {"accuracy_of_input", "accuracy_of_reconstruction", "auc"} <= set(whole)
     assert curve is not None
     assert detected(plain, alike, fold, torch.zeros(50, dtype=torch.long), None) == ({}, None)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_network_that_a_model_has_learnt_is_attacked(grey: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "width": 4, "convolutions": 1, "attribute_dim": 4, "discriminator_width": 4}
+    model = OpenSetIPGAN(num_identities=3, grey=grey, **sizes).eval()
+    own = identity_network(model)
+    images = 2 * torch.rand(5, 3, 32, 32) - 1
+    torch.testing.assert_close(own(images), F.normalize(model.encode_identity(images), dim=1))
+    targets = own(images.roll(1, 0)).detach()
+    threshold = 0.5 * float(distance(own(images), targets).min())
+    changed = smallest_change(own, images, targets, threshold, 60)
+    assert bool((distance(own(changed), targets) < threshold).any())
+    assert own.everyday is None
+    pixels = (127.5 * (images + 1)).to(torch.uint8)
+    near = (pixels + torch.randint(4, pixels.shape)).to(torch.uint8)
+    people = People(list("abcde"), torch.cat([pixels, near, near, near]), torch.arange(5).repeat(4))
+    found = _calibrated(own, people).unit
+    assert found.same_pairs == 5 * 6
+    assert 0 < found.best_threshold < float(distance(own(images)[:, None], own(images)).max())
+    with pytest.raises(ValueError, match="--thresholds is missing"):
+        _calibrated(own, People(list("ab"), pixels[:2], torch.arange(2)))
+
+
+def test_a_recogniser_that_a_model_was_built_with_is_attacked_itself() -> None:
+    sizes = {"image_size": 32, "width": 4, "convolutions": 1, "attribute_dim": 4, "discriminator_width": 4}
+    given = OpenSetIPGAN(num_identities=3, identity_encoder=Means(), **sizes)
+    fixed = OpenSetIPGAN(num_identities=3, classifier=Means(), **sizes)
+    assert [identity_network(model).name for model in (given, fixed)] == ["means", "means"]
 
 
 def test_the_whole_on_a_few_people(tmp_path: Path) -> None:
