@@ -120,6 +120,8 @@ def small(configs: list[Path], face_folder: Path, labelled_folder: Path, folder:
     if needs_labels(configs):
         kind, data = "PreparedDataModule", {**SMALL_DATA, "root": str(labelled_folder)}
         del data["align"]
+    if name_of_model(configs) == "LabelConditionedDCGAN":  # the recipe's sampler, in two bins, or none
+        data["sampler"] = None if "no_balancing" in configs[-1].stem else {"init_args": {"bins": 1}}
     config = {
         "model": {"init_args": {key: value for key, value in SMALL_MODEL.items() if key in arguments}},
         "data": {"class_path": kind, "init_args": data},
@@ -167,6 +169,12 @@ def test_fit_and_test(configs: list[Path], face_folder: Path, labelled_folder: P
     run = tmp_path / "runs" / configs[0].stem / "0"
     assert (run / "config.yaml").is_file()
     assert any(name.startswith("train/loss/") for name in metrics(run / "fit/metrics.csv"))
+
+    sampler = load(run / "config.yaml")["data"]["init_args"]["sampler"]
+    if any(path.stem.startswith("label_") for path in configs):
+        assert (sampler or {}).get("class_path", "").endswith("SexAgeBalanced") == (
+            configs[-1].stem != "label_dcgan_no_balancing"
+        )
 
     model = load_model(str(run / "checkpoints/last.ckpt"))  # its recipe suffices to use it
     assert type(model).__name__ == name_of_model(configs).rsplit(".", 1)[-1]

@@ -9,8 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_modules.batch import EVALUATION_SETS
 from idface.metrics.detection import find_faces_aside
-from idface.pictures import to_picture
+from idface.pictures import Picture, to_picture
 
 
 @runtime_checkable
@@ -24,8 +25,10 @@ class MakesRandomFaces(Protocol):
 class DetectionCurve(Callback):
     """Logs `train/detection/cascades`: the share of generated faces in which `find_faces` finds one.
 
-    The faces are made between two batches, and looked at by threads while training goes on; so a figure may be logged
-    some batches after the one that it is of, and under the number of that one.
+    The faces are those of `random_faces`, by the averaged weights where there are any. They are made between two
+    batches, and looked at by threads while training goes on; so a figure may be logged some batches after the one that
+    it is of, and under the number of that one. Beside it, once at the beginning, `train/detection/cascades_real`: the
+    share of as many photos that the data hold out for validation, where there are any.
 
     Args:
         every: batches between two figures (the paper's 100).
@@ -41,7 +44,7 @@ class DetectionCurve(Callback):
         self.every = every
         self.faces = faces
         self._threads = max(1, len(os.sched_getaffinity(0)) // 2) if hasattr(os, "sched_getaffinity") else 1
-        self._pending: dict[int, list[Future[NDArray[np.bool_]]]] = {}
+        self._pending: dict[tuple[int, str], list[Future[NDArray[np.bool_]]]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,6 +59,11 @@ class DetectionCurve(Callback):
                 "take it out of trainer.callbacks"
             )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the figure of real photos."""
+        if trainer.is_global_zero and len(photos := self._held_out(trainer)):
+            self._look_at(photos, trainer.global_step, "cascades_real")
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -64,9 +72,7 @@ class DetectionCurve(Callback):
         if trainer.is_global_zero and batches % self.every == 0:
             self._log_ready(trainer, wait=True)  # one at a time, or faces would pile up where batches are faster
             assert isinstance(pl_module, MakesRandomFaces)
-            self._pool = self._pool or ThreadPoolExecutor(self._threads, "detection")
-            faces = to_picture(pl_module.random_faces(self.faces, batches))
-            self._pending[batches] = find_faces_aside(faces, self._pool, self._threads)
+            self._look_at(to_picture(pl_module.random_faces(self.faces, batches)), batches, "cascades")
         self._log_ready(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,14 +84,28 @@ class DetectionCurve(Callback):
         """Leave no thread behind."""
         self._close()
 
+    def _look_at(self, pictures: Picture, batches: int, name: str) -> None:
+        self._pool = self._pool or ThreadPoolExecutor(self._threads, "detection")
+        self._pending[batches, name] = find_faces_aside(pictures, self._pool, self._threads)
+
+    def _held_out(self, trainer: Trainer) -> Picture:
+        """Photos to validate on, uint8 (N, S, S, 3), as many as faces are looked at or fewer."""
+        data: Any = getattr(trainer, "datamodule", None)
+        found: list[Picture] = []
+        for batch in data.val_dataloader()[EVALUATION_SETS.index("unseen")] if data is not None else ():
+            found.append(batch["image"].movedim(1, -1).contiguous().numpy())
+            if sum(map(len, found)) >= self.faces:
+                break
+        return np.concatenate(found)[: self.faces] if found else np.empty((0, 0, 0, 3), np.uint8)
+
     def _log_ready(self, trainer: Trainer, wait: bool = False) -> None:
-        for batches, parts in list(self._pending.items()):
+        for (batches, name), parts in list(self._pending.items()):
             if not wait and not all(part.done() for part in parts):
                 return
             rate = float(np.concatenate([part.result() for part in parts]).mean())
             for logger in trainer.loggers:
-                logger.log_metrics({"train/detection/cascades": rate}, step=batches)
-            del self._pending[batches]
+                logger.log_metrics({f"train/detection/{name}": rate}, step=batches)
+            del self._pending[batches, name]
 
     def _close(self) -> None:
         if self._pool is not None:

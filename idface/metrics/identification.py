@@ -1,5 +1,7 @@
 """Who is it? The nearest of a gallery of known people."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,3 +69,11 @@ def found(embedding: Tensor, identity: Tensor, gallery: Tensor, gallery_identity
     there = torch.isin(identity, gallery_identity)
     nearest = (F.normalize(embedding[there]) @ F.normalize(gallery).T).argmax(1)
     return gallery_identity[nearest] == identity[there]
+
+
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share, from 0 to 1, among `count` independent trials (Wilson 1927)."""
+    z = 1.96
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)

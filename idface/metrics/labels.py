@@ -10,7 +10,8 @@ class LabelObedience(Metric):
     """Ages and sexes asked for, beside those that an estimator sees.
 
     `compute` gives, as scalars: `age_error`, mean absolute difference in years; `age_error_ignoring`, that of the
-    median of all ages asked for: no model that ignores the age comes to less; `age_correlation`; `sex_accuracy`.
+    median of all ages asked for of the same sex: no model that ignores the age comes to less; `age_correlation`;
+    `sex_accuracy`.
     """
 
     full_state_update = False
@@ -39,9 +40,12 @@ class LabelObedience(Metric):
         if len(asked) < 2:
             return {}
         ages = torch.stack([asked[:, 1], seen[:, 1]])
+        usual = torch.empty_like(ages[0])
+        for sex in asked[:, 0].unique():
+            usual[asked[:, 0] == sex] = ages[0, asked[:, 0] == sex].median()
         return {
             "age_error": (ages[0] - ages[1]).abs().mean(),
-            "age_error_ignoring": (ages[0] - ages[0].median()).abs().mean(),
+            "age_error_ignoring": (ages[0] - usual).abs().mean(),
             "age_correlation": torch.corrcoef(ages)[0, 1].nan_to_num(),
             "sex_accuracy": (asked[:, 0] == seen[:, 0]).float().mean(),
         }

@@ -23,8 +23,8 @@ from idface.recognition.base import Recognizer
 from idface.recognition.weights import read_state_dict
 from idface.zoo import PREFIX, zoo_file
 
-SHOWN_AGES = (15, 25, 35, 45, 55, 65, 75)
-"""Years, of the sample grids' columns: figure 10 goes from 15 to 75."""
+SHOWN_AGES = (15.0, 75.0, 7)
+"""Years of the first and the last of the sample grids' columns, as in figure 10, and how many there are."""
 SHOWN_FACES = 4
 """Noise vectors on the sample grids, each for both sexes."""
 WRONG_BY = 10.0
@@ -210,7 +210,7 @@ class LabelConditionedDCGAN(FaceModule):
             self.phase("generator", self.as_joint_mean(losses["generator"], count), retain_graph=d_learns)
         if d_learns:
             self.phase("discriminator", self.as_joint_mean(losses["discriminator"], count))
-        self._remember(losses)
+        self._remember(losses, count)
         self.record(losses)
         self.log_dict({"train/gate/generator": float(g_learns), "train/gate/discriminator": float(d_learns)})
 
@@ -226,7 +226,8 @@ class LabelConditionedDCGAN(FaceModule):
             "pixel": (self.generator(latents, label) - image).abs().mean(),
             "latent": (found - noise).square().mean(),
         }
-        self.phase("encoder", losses["pixel"] + self.latent_weight * losses["latent"])
+        count = torch.tensor(len(image), device=image.device)
+        self.phase("encoder", self.as_joint_mean(losses["pixel"] + self.latent_weight * losses["latent"], count))
         self.record(losses)
 
     def who_learns(self) -> tuple[bool, bool]:
@@ -236,11 +237,12 @@ class LabelConditionedDCGAN(FaceModule):
         of_d, of_g = self.costs.tolist()  # a GPU is waited for here, once a batch
         return of_g >= of_d / 3, of_d >= of_g / 2
 
-    def _remember(self, losses: Mapping[str, Tensor]) -> None:
-        """Keep this batch's costs, the mean over all ranks: these agree on who rests."""
+    def _remember(self, losses: Mapping[str, Tensor], count: Tensor) -> None:
+        """Keep this batch's costs, the mean over the photos of all ranks: these agree on who rests."""
         costs = torch.stack([losses["discriminator"].detach(), losses["generator"].detach()]).float()
         if self.trainer.world_size > 1:
-            (costs,) = self._mean_over_ranks((costs,))
+            summed, photos = self._mean_over_ranks((costs * count, count.float()))
+            costs = summed / photos
         self.costs.copy_(costs)
 
     def _noise(self, count: int) -> Tensor:
@@ -397,7 +399,7 @@ class LabelConditionedDCGAN(FaceModule):
         faces = torch.full_like(batch["image"], torch.nan)
         latents = self.fixed_latents(len(sex), self.number_of(batch_idx, dataloader_idx))
         if bool(known.any()):
-            faces[known] = self.generate(latents[known], sex[known], age[known])
+            faces[known] = self.generate(latents[known], sex[known], age[known]).to(faces.dtype)
         return faces
 
     def log_evaluation(self, stage: str) -> None:
@@ -410,9 +412,15 @@ class LabelConditionedDCGAN(FaceModule):
         self.log_dict({f"{stage}/{name}": value.to(self.device) for name, value in figures.items()})
 
     def sample_grids(self) -> dict[str, Picture]:
-        """`ages` (figures 9 and 10): a noise vector two rows, a woman's and a man's; from 15 to 75 years."""
-        latents = self.fixed_latents(SHOWN_FACES)
-        return {"ages": ages_grid(self, latents, SHOWN_AGES)}
+        """`ages` (figures 9 and 10): a noise vector two rows, a woman's and a man's; from 15 to 75 years, or as far as
+        the model was taught.
+        """
+        first, last, columns = SHOWN_AGES
+        first, last = max(first, self.coding.youngest), min(last, self.coding.oldest)
+        if first >= last:
+            first, last = self.coding.youngest, self.coding.oldest
+        years = torch.linspace(first, last, columns).tolist()
+        return {"ages": ages_grid(self, self.fixed_latents(SHOWN_FACES), years)}
 
 
 def ages_grid(

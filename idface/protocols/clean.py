@@ -123,6 +123,7 @@ def clean(
         found = f"{len(photos.names)} photos of known sex and age"
         raise ValueError(f"--data {data}: {found}, expected {10 * folds} or more for {folds} folds")
     planted = torch.zeros(len(photos.names), dtype=torch.bool)
+    given = photos
     if plant:
         photos, planted = plant_errors(photos, plant, seed)
     steps = steps or max(300, PASSES * len(photos.names) // BATCH)
@@ -134,8 +135,8 @@ def clean(
     report: dict[str, Any] = {"data": str(data), "photos": len(photos.names), "folds": folds, "steps": steps}
     report |= {"seed": seed, "flagged": len(flagged)}
     report |= {
-        "age_error": float((age_seen - photos.age).abs().mean()),
-        "sex_accuracy": float((sex_seen == (photos.sex > 0)).float().mean()),
+        "age_error": float((age_seen - given.age).abs().mean()),
+        "sex_accuracy": float((sex_seen == (given.sex > 0)).float().mean()),
     }
     if plant:
         count = int(planted.sum())

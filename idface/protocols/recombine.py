@@ -81,13 +81,11 @@ def recombine(
     header: tuple[str, ...] = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
     header += ("judge", "judge_is_independent")
     write_csv(out / "results.csv", header, rows)
-    grid = recombination_grid(
-        *(
-            faces.pictures[:GRID_LIMIT] if photos else _reconstructions(model, faces.tensor(device)[:GRID_LIMIT])
-            for faces in (sources, targets)
-        ),
-        np.stack(shown),
+    left, above = (
+        faces.pictures[:GRID_LIMIT] if photos else _reconstructions(model, faces.tensor(device)[:GRID_LIMIT])
+        for faces in (sources, targets)
     )
+    grid = recombination_grid(left, above, np.stack(shown))
     save_synthetic(grid, out / "grid.png", recipe)
     return out / "grid.png"
 

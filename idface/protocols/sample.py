@@ -20,7 +20,7 @@ Format = Literal["grid", "images", "folder"]
 LABELS = "labels.csv"
 MOST_AGES = 1000
 MOST_PIXELS = 30_000
-"""Height of a grid."""
+"""Height and width of a grid."""
 BATCH = 256
 
 
@@ -59,10 +59,11 @@ def sample(
     years = parse_ages(ages, model)
     sexes = list(dict.fromkeys(sexes))
     recipe: dict[str, Any] = {"checkpoint": checkpoint, "seed": seed}
-    if format == "grid" and count * len(sexes) * model.image_size > MOST_PIXELS:
+    rows, columns = count * len(sexes), len(years)
+    if format == "grid" and max(rows, columns) * model.image_size > MOST_PIXELS:
         raise ValueError(
-            f"--count is {count}: a grid of so many rows is larger than pictures can be; lower it, or take "
-            "--format images"
+            f"--count {count} and --age {ages}: a grid of {rows} rows and {columns} columns is larger than pictures "
+            "can be; ask for fewer, or take --format images"
         )
     latents = model.fixed_latents(count, seed)
     if format == "grid":
@@ -74,7 +75,7 @@ def sample(
         return [out / "grid.png"]
 
     folder = out / "faces" if format == "folder" else out
-    rows: list[tuple[str, str, float, int]] = []
+    written: list[tuple[str, str, float, int]] = []
     wanted = [(number, sex, year) for number in range(count) for sex in sexes for year in years]
     batches = [wanted[start : start + BATCH] for start in range(0, len(wanted), BATCH)]
     for batch in track(batches, "Making faces", transient=True, disable=len(batches) < 3):
@@ -86,12 +87,12 @@ def sample(
             name = f"{number:0{len(str(count - 1))}d}-{sex}-{year:g}.png"
             label = {"sex": sex, "age": year, "noise": number}
             save_synthetic(mark_synthetic(face), folder / name, recipe | label)
-            rows.append((name, sex, year, number))
-    if older := len({path.name for path in folder.glob("*.png")} - {row[0] for row in rows}):
+            written.append((name, sex, year, number))
+    if older := len({path.name for path in folder.glob("*.png")} - {row[0] for row in written}):
         warnings.warn(f"--out {out}: {older} pictures of an earlier sampling are there as well", stacklevel=2)
     if format == "folder":
-        write_csv(out / LABELS, ("file", "sex", "age", "noise"), rows)
-    return [folder / row[0] for row in rows]
+        write_csv(out / LABELS, ("file", "sex", "age", "noise"), written)
+    return [folder / row[0] for row in written]
 
 
 def sex_in_words(sex: float) -> str:

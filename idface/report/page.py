@@ -4,13 +4,13 @@ import base64
 import csv
 import io
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from idface.metrics.identification import wilson_interval
 from idface.run import CONFIG, stages
 
 SUMMARY = "summary.json"
@@ -97,17 +97,9 @@ def _evaluation(run: Path, name: str, summary: dict[str, Any]) -> dict[str, Any]
         "name": name,
         "title": _SETS[name],
         "figures": figures,
-        "top1_interval": _interval(figures["top1"], figures["results"]) if figures.get("results") else None,
+        "top1_interval": wilson_interval(figures["top1"], figures["results"]) if figures.get("results") else None,
         "grid": _embedded(grid.read_bytes()) if grid else None,
     }
-
-
-def _interval(share: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share among `count` trials."""
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _curves(run: Path) -> list[dict[str, str]]:
@@ -120,10 +112,14 @@ def _curves(run: Path) -> list[dict[str, str]]:
         if name.startswith("val/identity/") and name.endswith(("nearer_to_source", "top1"))
     }
     faces = {name.removeprefix("val/faces/"): points for name, points in series.items() if "val/faces/" in name}
+    labels = {name.removeprefix("val/labels/"): points for name, points in series.items() if "val/labels/" in name}
+    found = {name.removeprefix("train/detection/"): points for name, points in series.items() if "/detection/" in name}
     drawn = (
         ("Training losses, unweighted", losses, True),
         ("Validation: nearer to the identity source, and top-1", identity, False),
         ("Validation: generated faces as a whole", faces, True),
+        ("Validation: labels asked for and seen, of generated faces and of real ones", labels, True),
+        ("Share of faces of random noise in which a cascade finds a face (cascades_real: of photos)", found, False),
     )
     return [{"title": title, "image": _draw(lines, own_axes)} for title, lines, own_axes in drawn if lines]
 

@@ -2,12 +2,14 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from data_modules.orl import ORLDataModule
 from idface.callbacks.detection import DetectionCurve
 from idface.loggers import CSVLogger
 from idface.metrics import detection
@@ -32,6 +34,24 @@ def test_a_figure_of_every_so_many_batches(tmp_path: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row.get("train/detection/cascades")]
     assert [int(row["step"]) for row in rows] == [4, 8]
     assert all(0 <= float(row["train/detection/cascades"]) <= 1 for row in rows)
+
+
+def test_real_photos_are_looked_at_once(tmp_path: Path) -> None:
+    class Data(ORLDataModule):
+        def train_dataloader(self) -> Any:
+            return labelled(6)
+
+    logger, data = CSVLogger(tmp_path), Data(image_size=32, batch_size=8)
+    seen: list[Picture] = []
+    with mock.patch.object(detection, "find_faces", lambda pictures: seen.append(pictures) or bright(pictures)):
+        run = trainer(6, tmp_path, callbacks=[DetectionCurve(every=4, faces=9)], logger=logger)
+        run.fit(small(), data)
+    logger.finalize("success")
+    with next(tmp_path.rglob("metrics.csv")).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("train/detection/cascades_real")]
+    assert [int(row["step"]) for row in rows] == [0]
+    photos = np.concatenate([part for part in seen if part.shape[1] == 32 and part.dtype == np.uint8])[:9]
+    assert float(rows[0]["train/detection/cascades_real"]) == pytest.approx(bright(photos).mean())
 
 
 def test_training_is_the_same_with_it(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from data_modules.orl import orl_root
+from idface.metrics import detection
 from idface.metrics.detection import CASCADES, find_faces, find_faces_aside, hits_of_each
 from idface.pictures import Picture
 
@@ -32,6 +34,22 @@ def test_any_of_the_seven_counts() -> None:
     for name in ("frontalface_alt2", "frontalface_default", "lbp_frontalface"):  # they are read, and see faces
         assert each[name][:10].any(), name
     assert not find_faces(faces)[10:].any()
+
+
+def test_the_cascades_are_asked_as_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Cascade:
+        def detectMultiScale(self, grey: Picture, *given: object, **named: object) -> list[int]:
+            asked.append((grey.shape, *given, named))
+            return []
+
+    names: list[str] = []
+    monkeypatch.setattr(detection, "_of_this_thread", lambda name: names.append(name) or Cascade())
+    assert not find_faces(np.zeros((1, 128, 128, 3), np.uint8)).any()
+    assert asked == [((64, 64), 1.1, {"minSize": (32, 32), "maxSize": (64, 64)})] * 7
+    haar = {"alt", "alt2", "alt_tree", "default"}
+    assert set(names) == {f"frontalface_{name}" for name in haar} | {"smile", "eye_tree_eyeglasses", "lbp_frontalface"}
 
 
 def test_threads_find_the_same() -> None:

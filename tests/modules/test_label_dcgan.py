@@ -1,16 +1,18 @@
 """The label-conditioned GAN: who learns, labels that are used, the gate, the rate, figures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.batch import FaceBatch
+from idface.modules import label_dcgan
 from idface.modules.label_dcgan import LabelConditionedDCGAN, ages_grid, falling_rate
 from idface.networks.label_dcgan import LabelCoding
 from idface.pictures import is_marked_synthetic
@@ -172,11 +174,12 @@ def test_resuming_while_a_side_rests_equals_never_having_stopped(tmp_path: Path)
     whole = fresh()
     trainer(12).fit(whole, loader(12))
     first = fresh()
-    run = trainer(6, enable_checkpointing=True, default_root_dir=tmp_path)
+    run = trainer(3, enable_checkpointing=True, default_root_dir=tmp_path)
     run.fit(first, loader(12))
+    assert not all(first.who_learns())
     run.save_checkpoint(tmp_path / "half.ckpt")
     rest = fresh()
-    trainer(12).fit(rest, DataLoader(Later(12, 6), batch_size=None), ckpt_path=tmp_path / "half.ckpt")
+    trainer(12).fit(rest, DataLoader(Later(12, 3), batch_size=None), ckpt_path=tmp_path / "half.ckpt")
     assert not changed(snapshot(whole), snapshot(rest))
 
 
@@ -213,6 +216,27 @@ def test_the_rate_falls_in_training() -> None:
     run = trainer(101)
     run.fit(model, loader(101))
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.996)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_faces_of_photos_labels(precision: str) -> None:
+    batch = Labelled(1)[0]
+    batch["age"][0] = math.nan
+    run = trainer(1, precision=precision)
+    (faces,) = run.predict(small(), DataLoader([batch], batch_size=None))  # type: ignore[arg-type, misc]
+    assert faces.dtype == torch.float32
+    assert bool(faces[0].isnan().all())
+    assert not bool(faces[1:].isnan().any())
+
+
+@pytest.mark.parametrize(("taught", "shown"), [((10, 100), (15, 75)), ((30, 50), (30, 50)), ((80, 90), (80, 90))])
+def test_grids_show_ages_that_were_taught(
+    taught: tuple[float, float], shown: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[float]] = []
+    monkeypatch.setattr(label_dcgan, "ages_grid", lambda model, latents, ages: asked.append(ages))
+    small(youngest=taught[0], oldest=taught[1]).sample_grids()
+    assert asked == [pytest.approx(np.linspace(*shown, 7))]
 
 
 def test_random_faces_are_the_same_every_time() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from idface.metrics.identification import wilson_interval
 from idface.pictures import save_synthetic
 from idface.report.page import SUMMARY, write_report
 
@@ -92,12 +93,10 @@ def test_curves_of_a_resumed_run_follow_each_other(run: Path) -> None:
 
 
 def test_the_interval_of_a_share_is_wilsons() -> None:
-    from idface.report.page import _interval
-
-    low, high = _interval(0.5, 100)
+    low, high = wilson_interval(0.5, 100)
     assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
-    assert _interval(0.0, 10)[0] == 0
-    assert round(_interval(0.0, 10)[1], 4) == 0.2775
+    assert wilson_interval(0.0, 10)[0] == 0
+    assert round(wilson_interval(0.0, 10)[1], 4) == 0.2775
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
