@@ -464,8 +464,8 @@ class TestVerbs:
         """The verbs' implementations, replaced by ones that note what they are called with."""
         calls: list[tuple[Any, ...]] = []
         recombine, page = types.ModuleType("recombine"), types.ModuleType("page")
-        recombine.recombine = lambda checkpoint, identity, attributes, out, align: (  # type: ignore[attr-defined]
-            calls.append((checkpoint, identity, attributes, out, align)) or Path("out/grid.png")
+        recombine.recombine = lambda checkpoint, identity, attributes, out, align, photos: (  # type: ignore[attr-defined]
+            calls.append((checkpoint, identity, attributes, out, align, photos)) or Path("out/grid.png")
         )
         page.write_report = lambda run: calls.append((run,)) or run / "report.html"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "idface.protocols.recombine", recombine)
@@ -477,8 +477,10 @@ class TestVerbs:
         base = ["recombine", "--checkpoint", "zoo:x", "--identity", photo, "--attributes", "photos", "--out", "out"]
         main(base)
         main([*base, "--no-align"])
-        assert calls == [("zoo:x", Path(photo), Path("photos"), Path("out"), align) for align in (True, False)]
-        assert capsys.readouterr().out == "out/grid.png\n" * 2
+        main([*base, "--no-photos"])
+        given = ("zoo:x", Path(photo), Path("photos"), Path("out"))
+        assert calls == [(*given, True, True), (*given, False, True), (*given, True, False)]
+        assert capsys.readouterr().out == "out/grid.png\n" * 3
 
     @pytest.mark.parametrize(
         ("given", "said"),
