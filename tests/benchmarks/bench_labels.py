@@ -27,9 +27,9 @@ from idface.callbacks.detection import DetectionCurve
 from idface.modules.label_dcgan import LabelConditionedDCGAN
 
 CUDA = torch.cuda.is_available()
-BATCH, SIZE, WARMUP, ROUNDS = 64, 64, 10, 4
-BLOCK = 300 if CUDA else 50  # batches
-FIGURE = (100, 300) if CUDA else (50, 150)  # batches from one to the next, and faces: three a batch, as in the recipe
+BATCH, SIZE, WARMUP, ROUNDS = 64, 64, 5, 4
+BLOCK = 300 if CUDA else 30  # batches
+FIGURE = (100, 300) if CUDA else (30, 90)  # batches from one to the next, and faces: three a batch, as in the recipe
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
