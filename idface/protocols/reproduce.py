@@ -484,8 +484,8 @@ def _save_grid(
         queries.attributes[(queries.kind == kind) & ~torch.isin(people.person[queries.attributes], known)].unique()
         for kind in queries.kind.unique()
     ]
-    turns = [kind[turn] for turn in range(columns) for kind in kinds if turn < len(kind)]
-    others = torch.stack(turns[:columns]) if turns else sources
+    turns = dict.fromkeys(int(kind[turn]) for turn in range(max(map(len, kinds))) for kind in kinds if turn < len(kind))
+    others = torch.tensor(list(turns)[:columns]) if turns else sources  # a photo may be of several kinds
     x_a = to_float(people.images[others]).to(model.device)
     faces = np.stack(
         [
