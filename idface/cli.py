@@ -110,10 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in the photos"
     )
     recombine.add_argument(
-        "--photos",
+        "--originals",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="show them in the grid; otherwise their reconstructions",
+        help="show the photos in the grid; otherwise their reconstructions",
     )
     recombine.set_defaults(run=_recombine)
 

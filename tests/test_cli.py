@@ -464,8 +464,8 @@ class TestVerbs:
         """The verbs' implementations, replaced by ones that note what they are called with."""
         calls: list[tuple[Any, ...]] = []
         recombine, page = types.ModuleType("recombine"), types.ModuleType("page")
-        recombine.recombine = lambda checkpoint, identity, attributes, out, align, photos: (  # type: ignore[attr-defined]
-            calls.append((checkpoint, identity, attributes, out, align, photos)) or Path("out/grid.png")
+        recombine.recombine = lambda checkpoint, identity, attributes, out, align, originals: (  # type: ignore[attr-defined]
+            calls.append((checkpoint, identity, attributes, out, align, originals)) or Path("out/grid.png")
         )
         page.write_report = lambda run: calls.append((run,)) or run / "report.html"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "idface.protocols.recombine", recombine)
@@ -477,7 +477,7 @@ class TestVerbs:
         base = ["recombine", "--checkpoint", "zoo:x", "--identity", photo, "--attributes", "photos", "--out", "out"]
         main(base)
         main([*base, "--no-align"])
-        main([*base, "--no-photos"])
+        main([*base, "--no-originals"])
         given = ("zoo:x", Path(photo), Path("photos"), Path("out"))
         assert calls == [(*given, True, True), (*given, False, True), (*given, True, False)]
         assert capsys.readouterr().out == "out/grid.png\n" * 3

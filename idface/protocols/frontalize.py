@@ -130,7 +130,8 @@ def in_words(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{report['photos']} photos: yaw {report['yaw_before']:.1f} degrees before, {report['yaw_after']:.1f} after; "
         f"light changes by {report['light_change']:.3f} of 1{others}; {report['frontal_faces']} faces to take it from "
-        "were frontal",
+        "were frontal"
+        + ("" if report["frontal_faces"] else ": the ones nearest to it were taken; give --frontal others"),
         f"{report['recognizer']} sees the results {report['distance']:.3f} from the photos on average, and "
         f"{report['nearer_to_photo']:.0%} of them nearer to these than to the frontal face's person",
     ]

@@ -26,7 +26,7 @@ GRID_LIMIT = 40
 
 
 def recombine(
-    checkpoint: str, identity: Path, attributes: Path, out: Path, align: bool = True, photos: bool = True
+    checkpoint: str, identity: Path, attributes: Path, out: Path, align: bool = True, originals: bool = True
 ) -> Path:
     """Give every attribute photo's face the identity of every identity photo.
 
@@ -41,8 +41,8 @@ def recombine(
         out: folder for the results; made if missing.
         align: find each photo's main face and align it as training photos were. Without it photos must be aligned
             already; their middle square is used.
-        photos: whether the grid shows them. Otherwise each photo's reconstruction, by its own identity and attributes,
-            stands in its place: for faces that must not be shown to others.
+        originals: whether the grid shows the photos. Otherwise each one's reconstruction, by its own identity and
+            attributes, stands in its place: for faces that must not be shown to others.
 
     Returns:
         The grid's path.
@@ -82,7 +82,7 @@ def recombine(
     header += ("judge", "judge_is_independent")
     write_csv(out / "results.csv", header, rows)
     left, above = (
-        faces.pictures[:GRID_LIMIT] if photos else _reconstructions(model, faces.tensor(device)[:GRID_LIMIT])
+        faces.pictures[:GRID_LIMIT] if originals else _reconstructions(model, faces.tensor(device)[:GRID_LIMIT])
         for faces in (sources, targets)
     )
     grid = recombination_grid(left, above, np.stack(shown))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from data_modules.batch import to_float
@@ -31,7 +32,7 @@ from idface.pictures import recombination_grid, save_synthetic, to_picture
 from idface.protocols.adversarial import detect_adversarial
 from idface.protocols.augment import half_interval
 from idface.protocols.leakage import leakage
-from idface.protocols.sources import People, held_out_people, photos_of_model, rows_of, unseen_people
+from idface.protocols.sources import People, held_out_people, people_of, photos_of_model, rows_of, unseen_people
 from idface.recognition.base import Recognizer
 from idface.recognition.build import build_recognizer
 from idface.run import CHECKPOINTS, find_checkpoint
@@ -147,6 +148,7 @@ def reproduce(
         raise ValueError(f"--variants {' '.join(chosen)}: ipgan-table4 is of 'full' alone")
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: expected numbers from 0, each once")
+    _refuse_early(config, judge, classifier, photos)
     trained: Trained = {variant: {} for variant in chosen}
     for seed in seeds:
         for variant in chosen:
@@ -171,6 +173,21 @@ def reproduce(
         report = about | _identification(what == "ipgan-table2", trained, folder, judge, classifier)
     write_json(folder / "report.json", report)
     return report
+
+
+def _refuse_early(config: Sequence[Path], judge: str | None, classifier: str | None, photos: Path | None) -> None:
+    """Find what cannot be used before hours of training, not after them."""
+    models = [(yaml.safe_load(file.read_text("utf-8")) or {}).get("model") or {} for file in config]
+    named = [str(name) for model in models if (name := model.get("class_path"))]
+    if not named or named[-1].rpartition(".")[2] != OpenSetIPGAN.__name__:
+        found = named[-1] if named else "no model"
+        raise ValueError(f"--config {config[0]}: its model is {found}, expected an OpenSetIPGAN")
+    if judge is not None:
+        build_recognizer(judge)
+    if classifier is not None:
+        load_model_of(AttributeClassifier, classifier, "--classifier")
+    if photos is not None:
+        people_of(photos, 32, "--photos")
 
 
 def _known_among(photos: Path | None, checkpoint: Path) -> list[str]:

@@ -210,7 +210,14 @@ def strangers(photos: Path | None, checkpoint: str, image_size: int, digest: str
     """
     if photos is not None:
         return people_of(photos, image_size, "--photos")
-    return unseen_people(photos_of_model(checkpoint, None, image_size, digest), ("val", "test"))
+    try:
+        data = photos_of_model(checkpoint, None, image_size, digest)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"--photos is missing, and {checkpoint} lies in no run whose data say who was held out: give a prepared "
+            "set of people on whom it was not trained"
+        ) from error
+    return unseen_people(data, ("val", "test"))
 
 
 def evaluated_people(data: FaceDataModule, stages: Sequence[Literal["val", "test"]] = ("val", "test")) -> People | None:

@@ -55,7 +55,7 @@ def test_identity_and_attributes_both_matter(photos: Path) -> None:
 
 def test_a_grid_may_do_without_the_photos(photos: Path) -> None:
     for name, shown in (("with", True), ("without", False)):
-        recombine("zoo:quickstart", photos / "a", photos / "b", photos / name, photos=shown)
+        recombine("zoo:quickstart", photos / "a", photos / "b", photos / name, originals=shown)
     whole, bare = (np.asarray(Image.open(photos / name / "grid.png")) for name in ("with", "without"))
     assert np.array_equal(whole[68:, 68:], bare[68:, 68:])
     for margin in (bare[:64, 68:132], bare[68:132, :64], bare[132:196, :64]):

@@ -206,11 +206,18 @@ def test_a_training_that_was_stopped_goes_on(recipe: Path, monkeypatch: pytest.M
         ({"variants": ["no_gc"]}, "'full' is what the others"),
         ({"seeds": [1, 1]}, "--seeds 1 1"),
         ({"what": "ipgan-table5"}, "there is no 'ipgan-table5'"),
+        ({"judge": "foo"}, "no recogniser 'foo'"),
+        ({"what": "ipgan-fig4", "photos": Path("nobody")}, "--photos nobody"),
+        (
+            {"config": [EXPERIMENTS / "label_dcgan.yaml"]},
+            "its model is LabelConditionedDCGAN, expected an OpenSetIPGAN",
+        ),
     ],
 )
-def test_refusals(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_refusals(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "train_variant", never)  # refused before hours of training
     arguments = {"what": "ipgan-table2", "out": tmp_path, "config": [EXPERIMENTS / "quickstart.yaml"]} | options
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         reproduce(**arguments)
 
 
