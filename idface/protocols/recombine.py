@@ -78,6 +78,10 @@ def recombine(
             file = f"results/{name}--{target}.png"
             save_synthetic(mark_synthetic(picture), out / file, recipe | {"sources": [name, target]})
             rows.append((name, target, file, to_identity, to_attributes, judge["name"] or "", judge["independent"]))
+    if older := len(
+        {f"results/{path.name}" for path in (out / "results").glob("*.png")} - {str(row[2]) for row in rows}
+    ):
+        log.warning("--out %s: %d results of an earlier call are there as well", out, older)
     header: tuple[str, ...] = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
     header += ("judge", "judge_is_independent")
     write_csv(out / "results.csv", header, rows)

@@ -93,6 +93,13 @@ def test_results_of_an_earlier_call_are_no_photos(photos: Path) -> None:
         assert len(rows(photos / "out" / "results.csv")) == 2 * 3
 
 
+def test_results_of_an_earlier_call_are_told(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recombine("zoo:quickstart", photos / "a", photos / "b", photos / "out")
+    assert "earlier call" not in caplog.text
+    recombine("zoo:quickstart", photos / "a/1.png", photos / "b", photos / "out")
+    assert "1 results of an earlier call are there as well" in caplog.text
+
+
 def test_no_result_takes_anothers_name(photos: Path) -> None:
     folder = photos / "alike"
     folder.mkdir()
