@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from kornia.color import rgb_to_grayscale
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
@@ -247,24 +246,25 @@ class OwnIdentity(Recognizer):
         backbone: from images (B, 3, S, S) in [-1, 1] to f_I (B, D).
         embedding_dim: D.
         image_size: S; other sizes are resized.
-        grey: whether it is shown grey pictures.
+        seen: photos as the model sees them, see `OpenSetIPGAN.seen`.
     """
 
     name = "the model's I"
     stage_names = ("raw",)
 
-    def __init__(self, backbone: nn.Module, embedding_dim: int, image_size: int, grey: bool) -> None:
+    def __init__(
+        self, backbone: nn.Module, embedding_dim: int, image_size: int, seen: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.embedding_dim = embedding_dim
         self.image_size = image_size
-        self.grey = grey
+        self.seen = seen
         self.freeze()
 
     def stages(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
         """See `Recognizer.stages`."""
-        seen = rgb_to_grayscale(image).expand_as(image) if self.grey else image
-        yield "raw", self.backbone(resize(seen, self.image_size))
+        yield "raw", self.backbone(resize(self.seen(image), self.image_size))
 
 
 def identity_network(model: OpenSetIPGAN) -> Recognizer:
@@ -276,7 +276,7 @@ def identity_network(model: OpenSetIPGAN) -> Recognizer:
     if not model.classifier_learns:
         fixed: Recognizer = cast(IdentityVector, network.backbone).recognizer
         return fixed
-    return OwnIdentity(network.backbone, network.feature_dim, model.image_size, model.grey)
+    return OwnIdentity(network.backbone, network.feature_dim, model.image_size, model.seen)
 
 
 def _calibrated(recognizer: Recognizer, people: People) -> Calibration:

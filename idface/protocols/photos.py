@@ -69,6 +69,12 @@ def read_faces(
     return Faces(names, np.stack(pictures))
 
 
+def warn_of_older(out: Path, folder: Path, written: Sequence[str]) -> None:
+    """Say how many pictures of an earlier call lie in a folder of `out` beside those just written, given by name."""
+    if older := len({path.name for path in folder.glob("*.png")} - set(written)):
+        log.warning("--out %s: %d results of an earlier call are there as well", out, older)
+
+
 def write_rejected(out: Path, rejected: Sequence[Rejected]) -> None:
     """Make the folder `out`, and in it `rejected.csv` if there is anything to write; an earlier one goes."""
     out.mkdir(parents=True, exist_ok=True)

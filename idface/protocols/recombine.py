@@ -15,7 +15,7 @@ from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic, to_picture
-from idface.protocols.photos import read_faces, write_rejected
+from idface.protocols.photos import read_faces, warn_of_older, write_rejected
 from idface.recognition.alignment import FaceDetector
 
 log = logging.getLogger(__name__)
@@ -78,10 +78,7 @@ def recombine(
             file = f"results/{name}--{target}.png"
             save_synthetic(mark_synthetic(picture), out / file, recipe | {"sources": [name, target]})
             rows.append((name, target, file, to_identity, to_attributes, judge["name"] or "", judge["independent"]))
-    if older := len(
-        {f"results/{path.name}" for path in (out / "results").glob("*.png")} - {str(row[2]) for row in rows}
-    ):
-        log.warning("--out %s: %d results of an earlier call are there as well", out, older)
+    warn_of_older(out, out / "results", [Path(str(row[2])).name for row in rows])
     header: tuple[str, ...] = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
     header += ("judge", "judge_is_independent")
     write_csv(out / "results.csv", header, rows)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from data_modules.batch import to_float
 from data_modules.people import plain_name
-from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.arithmetic import FACE_BOX, FaceMeter
@@ -197,7 +196,7 @@ def _known_among(photos: Path | None, checkpoint: Path) -> list[str]:
     model = load_model_of(OpenSetIPGAN, str(checkpoint))
     data = photos_of_model(str(checkpoint), None, model.image_size, model.photos_digest)
     trained = {plain_name(name) for name in data.identity_names[: data.num_identities]}
-    shared = [name for name in PreparedDataModule(str(photos)).people() if plain_name(name) in trained]
+    shared = [name for name in people_of(photos, model.image_size, "--photos").names if plain_name(name) in trained]
     if shared:
         log.warning(
             "--photos %s: the model was trained on %d of these people, %s among them; leave --photos out for those "

@@ -1,6 +1,5 @@
 """`idface sample`: faces of given sexes and ages (Sanche, figures 7, 9 and 10)."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from idface.files import write_csv
 from idface.latent.results import titled
 from idface.modules.label_dcgan import LabelConditionedDCGAN, ages_grid
 from idface.pictures import mark_synthetic, save_synthetic, to_picture
+from idface.protocols.photos import warn_of_older
 
 SEXES = {"female": -1.0, "male": 1.0}
 Format = Literal["grid", "images", "folder"]
@@ -88,8 +88,7 @@ def sample(
             label = {"sex": sex, "age": year, "noise": number}
             save_synthetic(mark_synthetic(face), folder / name, recipe | label)
             written.append((name, sex, year, number))
-    if older := len({path.name for path in folder.glob("*.png")} - {row[0] for row in written}):
-        warnings.warn(f"--out {out}: {older} pictures of an earlier sampling are there as well", stacklevel=2)
+    warn_of_older(out, folder, [row[0] for row in written])
     if format == "folder":
         write_csv(out / LABELS, ("file", "sex", "age", "noise"), written)
     return [folder / row[0] for row in written]
