@@ -276,7 +276,9 @@ def _add_ipgan_verbs(verbs: Any) -> None:
 
     for verb, run in ((morph, _morph), (frontalize, _frontalize)):
         verb.add_argument("--checkpoint", required=True, metavar="CKPT", help="of an OpenSetIPGAN, or zoo:NAME")
-        verb.add_argument("--judge", default="dlib", metavar="NAME", help=f"who it is (%(default)s): {RECOGNIZERS}")
+        verb.add_argument(
+            "--judge", metavar="NAME", help=f"who says whose face it is (the model's own judge): {RECOGNIZERS}"
+        )
         verb.add_argument(
             "--align", action=argparse.BooleanOptionalAction, default=True, help="find and align the faces in photos"
         )
@@ -597,9 +599,9 @@ def _called(function: Callable[..., Result], options: argparse.Namespace, **rena
 
 
 def _recombine(options: argparse.Namespace) -> None:
-    from idface.protocols.recombine import recombine
+    from idface.protocols.recombine import in_words, recombine
 
-    print(_called(recombine, options))
+    print(*in_words(_called(recombine, options)), options.out / "grid.png", sep="\n")
 
 
 def _invert(options: argparse.Namespace) -> None:

@@ -45,7 +45,11 @@ ALLOWED: dict[str, set[str]] = {
     "idface.checkpoints": FOUNDATION | {"idface.modules", "idface.latent"},
     "idface.report": FOUNDATION | DATA | TOOLS,
     "idface.callbacks": FOUNDATION | DATA | TOOLS | OBSERVERS | MODELS,
-    "idface.protocols": FOUNDATION | BUILDING_BLOCKS | TOOLS | MODELS | {"data_modules", "idface.callbacks.checkpoint"},
+    "idface.protocols": FOUNDATION
+    | BUILDING_BLOCKS
+    | TOOLS
+    | MODELS
+    | {"data_modules", "idface.callbacks.checkpoint", "idface.errors"},
     "idface.app": FOUNDATION | BUILDING_BLOCKS | TOOLS | MODELS | {"data_modules", "idface.protocols"},
     "idface.training": FOUNDATION | OBSERVERS | {"idface.errors"},
     "idface.cli": FOUNDATION

@@ -465,8 +465,9 @@ class TestVerbs:
         calls: list[tuple[Any, ...]] = []
         recombine, page = types.ModuleType("recombine"), types.ModuleType("page")
         recombine.recombine = lambda checkpoint, identity, attributes, out, align, originals: (  # type: ignore[attr-defined]
-            calls.append((checkpoint, identity, attributes, out, align, originals)) or Path("out/grid.png")
+            calls.append((checkpoint, identity, attributes, out, align, originals))
         )
+        recombine.in_words = lambda report: ["some faces"]  # type: ignore[attr-defined]
         page.write_report = lambda run: calls.append((run,)) or run / "report.html"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "idface.protocols.recombine", recombine)
         monkeypatch.setitem(sys.modules, "idface.report.page", page)
@@ -480,7 +481,7 @@ class TestVerbs:
         main([*base, "--no-originals"])
         given = ("zoo:x", Path(photo), Path("photos"), Path("out"))
         assert calls == [(*given, True, True), (*given, False, True), (*given, True, False)]
-        assert capsys.readouterr().out == "out/grid.png\n" * 3
+        assert capsys.readouterr().out == "some faces\nout/grid.png\n" * 3
 
     @pytest.mark.parametrize(
         ("given", "said"),

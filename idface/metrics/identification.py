@@ -1,12 +1,16 @@
 """Who is it? The nearest of a gallery of known people."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+RESAMPLED = 1000
 
 
 class RankOne(Metric):
@@ -77,3 +81,26 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def resampled_interval(parts: Sequence[tuple[Tensor, Tensor]], seed: int) -> tuple[float, float]:
+    """The 95 % interval of a share, from 0 to 1, whose trials come in groups, by drawing the groups anew.
+
+    One person's faces, say, are found or lost together: as trials of their own they would be too sure of themselves.
+
+    Args:
+        parts: what came out, bool (N,), and of which group, int64 (N,) from 0. Of several parts, drawn together, the
+            mean of their shares is meant.
+        seed: of the draws.
+    """
+    groups = 1 + max(int(group.max()) for _, group in parts)
+    counts = [
+        (torch.bincount(group, right.float(), groups).numpy(), torch.bincount(group, minlength=groups).numpy())
+        for right, group in parts
+    ]
+    present = np.any([asked > 0 for _, asked in counts], axis=0)
+    counts = [(right[present], asked[present]) for right, asked in counts]
+    drawn = np.random.default_rng(seed).integers(present.sum(), size=(RESAMPLED, present.sum()))
+    shares = [right[drawn].sum(1) / np.maximum(1, asked[drawn].sum(1)) for right, asked in counts]
+    low, high = np.quantile(np.mean(shares, axis=0), (0.025, 0.975))
+    return float(low), float(high)

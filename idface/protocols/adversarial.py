@@ -18,6 +18,7 @@ from data_modules.batch import to_float, to_uint8
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.results import captioned
+from idface.metrics.identification import resampled_interval
 from idface.modules.ipgan import IdentityVector, OpenSetIPGAN
 from idface.networks.vgg import FaceClassifier
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
@@ -45,6 +46,8 @@ COLUMNS = (
     "rms_change",
     "rms_drift",
     "accuracy",
+    "accuracy_low",
+    "accuracy_high",
     "auc",
     "accuracy_trained_on_eq8",
     "accuracy_of_input",
@@ -97,8 +100,9 @@ def detect_adversarial(
     person anyway are not attacked, and an attack that does not succeed leaves no adversarial face.
 
     Writes into `out`, after each row: `table.csv`, for each attack and threshold: `confused`, pairs that need no
-    attack; `success`; `rms_change` of the photo, `rms_drift` of its reconstruction; `accuracy` and `auc` of an SVM that
-    was trained on this attack, and `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of
+    attack; `success`; `rms_change` of the photo, `rms_drift` of its reconstruction; `accuracy` (the mean of both
+    kinds', with a 95 % interval by drawing pairs anew) and `auc` of an SVM that was trained on this attack, and
+    `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of
     SVMs that see one of both. And `report.json`; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and
     reconstructions of both. Attacked photos are rounded to 256 levels before anything looks at them.
 
@@ -136,7 +140,7 @@ def detect_adversarial(
         thresholds = [share * known.unit.best_threshold for share in SHARES]
     honest = to_float(torch.cat([drawn.first, drawn.second])).to(device)
     victims = torch.cat([drawn.second, drawn.first])
-    fold = torch.cat([drawn.fold, drawn.fold])
+    pair = torch.arange(len(drawn.first)).repeat(2)
     embedded = target.embed(victims)
     plain = features_of(model, honest)
 
@@ -165,10 +169,10 @@ def detect_adversarial(
                 drift = _reconstructed(model, changed[kept]) - before[kept]
                 found["rms_change"] = _rms(changed[kept] - honest[kept])
                 found["rms_drift"] = _rms(drift)
-                features, folds = features_of(model, changed[kept]), fold[kept.cpu()]
+                features, theirs = features_of(model, changed[kept]), pair[kept.cpu()]
                 if attack == "eq8":
-                    of_eq8[threshold] = features, folds
-                own, curve = detected(plain, features, fold, folds, of_eq8.get(threshold))
+                    of_eq8[threshold] = features, drawn.fold[theirs]
+                own, curve = detected(plain, features, pair, theirs, drawn.fold, of_eq8.get(threshold))
                 found |= own
                 if curve is not None:
                     curves[f"{attack}, {threshold:.3f}"] = curve
@@ -182,23 +186,30 @@ def detect_adversarial(
 def detected(
     plain: NDArray[np.float32],
     changed: NDArray[np.float32],
-    plain_fold: Tensor,
-    changed_fold: Tensor,
+    plain_pair: Tensor,
+    changed_pair: Tensor,
+    fold: Tensor,
     of_eq8: tuple[NDArray[np.float32], Tensor] | None,
 ) -> tuple[dict[str, float], tuple[NDArray[np.float64], NDArray[np.float64]] | None]:
     """How well adversarial faces are told from honest ones; nothing where they are of fewer than two folds.
 
     Args:
         plain, changed: features (N, F) and (M, F), see `features_of`.
-        plain_fold, changed_fold: the folds of their people.
+        plain_pair, changed_pair: of which pair of photos each is, int64 (N,) and (M,).
+        fold: of the people of each pair, int64 (P,).
         of_eq8: features and folds of the faces of that attack.
 
     Returns:
         `accuracy`, `auc` and the others of the table; and the ROC curve.
     """
+    plain_fold, changed_fold = fold[plain_pair], fold[changed_pair]
     if len(changed_fold.unique()) < 2:
         return {}, None
-    figures, curve = figures_of(*judged(plain, changed, plain_fold, changed_fold))
+    scores, labels = judged(plain, changed, plain_fold, changed_fold)
+    figures, curve = figures_of(scores, labels)
+    right, is_changed = torch.from_numpy((scores > 0) == labels), torch.from_numpy(labels)
+    parts = [(right[is_changed], changed_pair), (right[~is_changed], plain_pair)]
+    figures["accuracy_low"], figures["accuracy_high"] = resampled_interval(parts, 0)
     half = plain.shape[1] // 2
     for name, part in (("input", slice(0, half)), ("reconstruction", slice(half, None))):
         alone = figures_of(*judged(plain[:, part], changed[:, part], plain_fold, changed_fold))[0]
@@ -221,11 +232,16 @@ def _reconstructed(model: OpenSetIPGAN, images: Tensor) -> Tensor:
 
 def in_words(report: Mapping[str, Any]) -> list[str]:
     """A line for each attack and threshold."""
-    lines = []
+    lines = [
+        f"{2 * report['pairs']} photos attacked at each threshold (squared distance below which {report['recognizer']} "
+        "takes two faces for one person's), as many honest ones; changes are root mean squares of pixels, where black "
+        "to white is 1; told right: the mean of attacked and of honest ones"
+    ]
     for row in report["results"]:
         line = f"{row['attack']}, threshold {row['threshold']:.3f}: {row['success']:.0%} succeed"
         if "accuracy" in row:
-            line += f" (change {row['rms_change']:.4f}); {row['accuracy']:.1%} told right, AUC {row['auc']:.3f}; "
+            line += f" (change {row['rms_change']:.4f}); {row['accuracy']:.1%} told right "
+            line += f"({row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), AUC {row['auc']:.3f}; "
             line += f"by the input alone {row['accuracy_of_input']:.1%}"
         lines.append(line)
     if not report["is_models_identity"]:

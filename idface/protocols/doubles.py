@@ -72,6 +72,11 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     own = torch.tensor([not joined or own_name(photo)[0] == 0 for photo in photos])
     people = [rows for number, rows in rows_of(identity) if number >= 0 and not bool(own[rows].any())]
     groups = [*people, *(identity < 0).nonzero()]
+    if not groups:
+        raise ValueError(
+            f"--data {data}: all its training photos are of the set that holds people out, and have names: nobody in "
+            "it can be somebody held out. Expected a JoinedDataModule of several sets, or photos of nobody known"
+        )
     found: list[tuple[float, list[Photo], int]] = []
     for rows in groups:
         apart = distance(_centre(embedded[rows])[None], centres)

@@ -18,7 +18,7 @@ from idface.pictures import mark_synthetic, save_synthetic, to_picture
 from idface.protocols.photos import read_faces, write_rejected
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import distance
-from idface.recognition.build import build_recognizer
+from idface.recognition.build import build_judge
 
 FRONTAL = 8.0
 """Degrees of yaw up to which a face is one from the front; where there is none, the nearest to it are taken."""
@@ -32,7 +32,7 @@ def frontalize(
     frontal: Path,
     out: Path,
     classifier: str = "zoo:attributes",
-    judge: str = "dlib",
+    judge: str | None = None,
     align: bool = True,
 ) -> dict[str, Any]:
     """Show people from the front: with the attributes of a face that is frontal, and lit as theirs is.
@@ -50,7 +50,7 @@ def frontalize(
         frontal: a folder of photos, of whomever, some from the front.
         out: folder for the results; made if missing.
         classifier: checkpoint of the AttributeClassifier that finds landmarks.
-        judge: see `build_recognizer`.
+        judge: see `build_recognizer`; None for the one that the model was built with, or dlib.
         align: find each photo's main face and align it as training photos were.
 
     Returns:
@@ -68,7 +68,7 @@ def frontalize(
     photos = read_faces(photo, "--photo", model.image_size, detector, rejected, out)
     others = read_faces(frontal, "--frontal", model.image_size, detector, rejected, out)
     write_rejected(out, rejected)
-    recognizer = build_recognizer(judge).to(device)
+    recognizer = build_judge(judge, model.judge).to(device)
 
     images, candidates = photos.tensor(device), others.tensor(device)
     before, there = _yaw(meter, images), _yaw(meter, candidates)

@@ -20,7 +20,7 @@ from idface.pictures import SYNTHETIC, Picture, mark_synthetic, save_synthetic, 
 from idface.protocols.photos import Faces, read_faces
 from idface.recognition.alignment import FaceDetector
 from idface.recognition.base import distance
-from idface.recognition.build import build_recognizer
+from idface.recognition.build import build_judge
 
 MOST_STEPS = 2000
 FRAME = 20
@@ -37,7 +37,7 @@ def morph(
     out: Path,
     steps: int = 9,
     seconds: float = 2.0,
-    judge: str = "dlib",
+    judge: str | None = None,
     align: bool = True,
 ) -> dict[str, Any]:
     """Interpolate linearly between two photos' attribute vectors, with the identity vector of a third one.
@@ -54,7 +54,7 @@ def morph(
         out: folder for the results; made if missing.
         steps: faces, those at both ends among them; 2 or more.
         seconds: from end to end in the film.
-        judge: see `build_recognizer`.
+        judge: see `build_recognizer`; None for the one that the model was built with, or dlib.
         align: find each photo's main face and align it as training photos were.
 
     Returns:
@@ -87,7 +87,7 @@ def morph(
     who = model.encode_identity(person)
     faces = torch.cat([model.generate(who.expand(len(part), -1), part) for part in attributes.split(64)])
 
-    recognizer = build_recognizer(judge).to(device)
+    recognizer = build_judge(judge, model.judge).to(device)
     apart = distance(recognizer.embed(faces), recognizer.embed(person))
     recipe: dict[str, Any] = {"checkpoint": checkpoint, "a": str(first), "b": str(second), "identity": str(identity)}
     recipe |= {"steps": steps}

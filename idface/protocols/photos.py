@@ -15,7 +15,7 @@ from data_modules.batch import to_float
 from data_modules.photos import CentreReader, Photo, PhotoError, Rejected, open_photo
 from idface.files import write_csv
 from idface.pictures import Picture
-from idface.recognition.alignment import FaceDetector, warp_face
+from idface.recognition.alignment import SURE, FaceDetector, main_face, warp_face
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Faces(NamedTuple):
 def read_faces(
     path: Path, option: str, size: int, detector: FaceDetector | None, rejected: list[Rejected], out: Path
 ) -> Faces:
-    """The usable faces of a photo, or of all photos in a folder and its own folders.
+    """The usable faces of a photo, or of all photos in a folder and its own folders; warns of photos of several faces.
 
     Args:
         path: the photo or folder.
@@ -53,19 +53,29 @@ def read_faces(
     names: list[str] = []
     pictures: list[Picture] = []
     own: list[Rejected] = []
+    several: list[Path] = []
     for file in track(files, f"Reading {option}", transient=True, disable=len(files) < 10):
         name = "-".join((file.relative_to(path) if file != path else Path(file.name)).with_suffix("").parts)
         try:
-            pictures.append(_face(file, size, detector))
+            picture, faces = _face(file, size, detector)
         except PhotoError as error:
             own.append(Rejected(file, str(error)))
             continue
+        pictures.append(picture)
+        several += [file] * (faces > 1)
         free = (name if number == 1 else f"{name}-{number}" for number in count(1))
         names.append(next(each for each in free if each not in names))
     rejected += own
     if not pictures:
         reasons = "; ".join(f"{file}: {reason}" for file, reason in own[:3]) or "the folder holds no files"
         raise ValueError(f"{option} {path}: no photo in it can be used ({reasons}). Expected photos that show a face")
+    if several:
+        log.warning(
+            "%s: %s shows several faces%s: the large one near the middle is taken; cut out another to take it",
+            option,
+            several[0],
+            f", and so do {len(several) - 1} more" * (len(several) > 1),
+        )
     return Faces(names, np.stack(pictures))
 
 
@@ -84,14 +94,16 @@ def write_rejected(out: Path, rejected: Sequence[Rejected]) -> None:
         log.warning("%d photos cannot be used; see %s", len(rejected), out / "rejected.csv")
 
 
-def _face(file: Path, size: int, detector: FaceDetector | None) -> Picture:
+def _face(file: Path, size: int, detector: FaceDetector | None) -> tuple[Picture, int]:
+    """The aligned main face, and how many faces the photo shows without doubt, as far as that was looked at."""
     if detector is None:
-        return CentreReader(size)(Photo(file.name, None, file))
+        return CentreReader(size)(Photo(file.name, None, file)), 1
     picture = np.asarray(open_photo(file))
-    landmarks = detector.detect([picture])[0]
-    if landmarks is None:
+    found = detector.find([picture])[0]
+    main = main_face(picture, found)
+    if main is None:
         raise PhotoError("no face found in it; --no-align takes a photo that is aligned already as it is")
     try:
-        return warp_face(picture, landmarks, size)
+        return warp_face(picture, main.landmarks, size), sum(face.probability >= SURE for face in found)
     except ValueError as error:
         raise PhotoError(str(error)) from error

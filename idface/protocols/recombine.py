@@ -1,9 +1,9 @@
 """`idface recombine`: the identity of some photos with the attributes of others (Bao et al., figures 5 and 6)."""
 
 import logging
-from collections.abc import Iterator
-from itertools import repeat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_modules.photos import Rejected
 from idface.checkpoints import best_device, load_model_of
-from idface.files import write_csv
+from idface.files import write_csv, write_json
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import Picture, mark_synthetic, recombination_grid, save_synthetic, to_picture
 from idface.protocols.photos import read_faces, warn_of_older, write_rejected
@@ -27,12 +27,12 @@ GRID_LIMIT = 40
 
 def recombine(
     checkpoint: str, identity: Path, attributes: Path, out: Path, align: bool = True, originals: bool = True
-) -> Path:
+) -> dict[str, Any]:
     """Give every attribute photo's face the identity of every identity photo.
 
     Writes into `out`: `grid.png` (rows identities, columns attributes); `results/<identity>--<attributes>.png`, each
-    marked as synthetic; `results.csv` with the model's judge's cosine similarity of each result to its two sources; and
-    `rejected.csv` with the photos that could not be used and why, if there are any.
+    marked as synthetic; `results.csv` with the model's judge's cosine similarity of each result to its two sources;
+    `report.json`, the means; and `rejected.csv` with the photos that could not be used and why, if there are any.
 
     Args:
         checkpoint: path of a checkpoint or kept weights of an OpenSetIPGAN, or `zoo:NAME`.
@@ -45,7 +45,7 @@ def recombine(
             attributes, stands in its place: for faces that must not be shown to others.
 
     Returns:
-        The grid's path.
+        What `report.json` holds.
 
     Raises:
         CheckpointError: no such checkpoint, or one of another model.
@@ -67,17 +67,18 @@ def recombine(
     codes, judged_columns = _attribute_codes(model, columns), _judged(model, columns)  # the same for every identity
     shown: list[Picture] = []
     rows: list[tuple[object, ...]] = []
+    cosines: list[Tensor] = []
     for name, row in zip(track(sources.names, "Recombining", transient=True), sources.tensor(device), strict=True):
         results = _recombine_row(model, row, codes)
         if len(shown) < GRID_LIMIT:
             shown.append(to_picture(results[:GRID_LIMIT]))
-        similarity = _similarities(_judged(model, results), _judged(model, row[None]), judged_columns)
-        for target, picture, (to_identity, to_attributes) in zip(
-            targets.names, to_picture(results), similarity, strict=False
-        ):
+        similarity = _similarities(_judged(model, results), _judged(model, row[None]), judged_columns, len(results))
+        cosines.append(similarity)
+        for target, picture, cosine in zip(targets.names, to_picture(results), similarity.tolist(), strict=True):
             file = f"results/{name}--{target}.png"
             save_synthetic(mark_synthetic(picture), out / file, recipe | {"sources": [name, target]})
-            rows.append((name, target, file, to_identity, to_attributes, judge["name"] or "", judge["independent"]))
+            told = [f"{value:.4f}" for value in cosine] or ["", ""]
+            rows.append((name, target, file, *told, judge["name"] or "", judge["independent"]))
     warn_of_older(out, out / "results", [Path(str(row[2])).name for row in rows])
     header: tuple[str, ...] = ("identity", "attributes", "file", "similarity_to_identity", "similarity_to_attributes")
     header += ("judge", "judge_is_independent")
@@ -88,7 +89,26 @@ def recombine(
     )
     grid = recombination_grid(left, above, np.stack(shown))
     save_synthetic(grid, out / "grid.png", recipe)
-    return out / "grid.png"
+    report: dict[str, Any] = recipe | {"people": len(sources.names), "faces": len(rows), "judge": judge}
+    every = torch.cat(cosines)
+    if every.shape[1]:
+        to_identity, to_attributes = every.mean(0).tolist()
+        report |= {"similarity_to_identity": to_identity, "similarity_to_attributes": to_attributes}
+    write_json(out / "report.json", report)
+    return report
+
+
+def in_words(report: Mapping[str, Any]) -> list[str]:
+    """What a report says."""
+    line = f"{report['faces']} faces of {report['people']} identity photos"
+    judge = report["judge"]
+    if judge["name"] is None:
+        return [f"{line}; the model has no judge to say who they are"]
+    line += (
+        f"; {judge['name']} sees a cosine of {report['similarity_to_identity']:.3f} to the identity photos and of "
+        f"{report['similarity_to_attributes']:.3f} to the attribute photos on average"
+    )
+    return [line if judge["independent"] else f"{line}, BUT IT WAS A LOSS OF THIS MODEL"]
 
 
 def _reconstructions(model: OpenSetIPGAN, images: Tensor) -> Picture:
@@ -112,12 +132,8 @@ def _judged(model: OpenSetIPGAN, images: Tensor) -> Tensor | None:
     return None if model.judge is None else model.judge.embed(images, BATCH)
 
 
-def _similarities(
-    results: Tensor | None, source: Tensor | None, attributes: Tensor | None
-) -> Iterator[tuple[str, str]]:
-    """Cosines of results (N, D) to the source (1, D) and to attribute photos (N, D), as text; empty without a judge."""
+def _similarities(results: Tensor | None, source: Tensor | None, attributes: Tensor | None, count: int) -> Tensor:
+    """Cosines (N, 2) of results (N, D) to the source (1, D) and to attribute photos (N, D); (N, 0) without a judge."""
     if results is None or source is None or attributes is None:
-        yield from repeat(("", ""))
-    else:
-        to_source, to_attributes = (results * source).sum(1), (results * attributes).sum(1)
-        yield from ((f"{a:.4f}", f"{b:.4f}") for a, b in zip(to_source.tolist(), to_attributes.tolist(), strict=True))
+        return torch.zeros(count, 0)
+    return torch.stack([(results * source).sum(1), (results * attributes).sum(1)], 1).cpu()

@@ -23,6 +23,7 @@ from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.arithmetic import FACE_BOX, FaceMeter
 from idface.metrics.identification import found as found_by
+from idface.metrics.identification import resampled_interval
 from idface.metrics.preservation import AttributePreservation, describe_faces
 from idface.metrics.recombination import RecombinationIdentity
 from idface.modules.attributes import AttributeClassifier
@@ -33,7 +34,7 @@ from idface.protocols.augment import half_interval
 from idface.protocols.leakage import leakage
 from idface.protocols.sources import People, held_out_people, people_of, photos_of_model, rows_of, unseen_people
 from idface.recognition.base import Recognizer
-from idface.recognition.build import build_recognizer
+from idface.recognition.build import build_judge, build_recognizer
 from idface.run import CHECKPOINTS, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,6 @@ of table 4's four thresholds three have a figure, of which the text names the fi
 QUERIES = 5
 """Photos of a person that are looked for, at most (section 4.1)."""
 BATCH = 64
-RESAMPLED = 1000
 FEWEST = 3
 """Photos from which what they show counts as a kind of attributes."""
 TURNED = 12.0
@@ -278,8 +278,7 @@ def _identification(seen: bool, trained: Trained, folder: Path, judge: str | Non
     device = best_device()
     seed, checkpoint = min(trained["full"].items())
     first = load_model_of(OpenSetIPGAN, str(checkpoint))
-    recognizer = (first.judge if judge is None else build_recognizer(judge)) or build_recognizer("dlib")
-    recognizer = recognizer.to(device)
+    recognizer = build_judge(judge, first.judge).to(device)
     data = photos_of_model(str(checkpoint), None, first.image_size, first.photos_digest)
     people = held_out_people(data) if seen else unseen_people(data)
     meter = FaceMeter(load_model_of(AttributeClassifier, classifier, "--classifier").network, device)
@@ -297,7 +296,7 @@ def _identification(seen: bool, trained: Trained, folder: Path, judge: str | Non
     own = found_by(embedded[asked], people.person[asked], embedded[gallery], people.person[gallery])
     shows = {name: kinds[name][asked] for name in names}
     real = {name: 100 * float(own[mine].float().mean()) if mine.any() else None for name, mine in shows.items()}
-    low, high = _resampled(own, people.person[asked], seed)
+    low, high = (100 * end for end in resampled_interval([(own, people.person[asked])], seed))
     paper = PAPER["ipgan-table2" if seen else "ipgan-table3"]
     rows.append(
         {"variant": "real", "seeds": [], "top1": 100 * float(own.float().mean()), "low": low, "high": high}
@@ -469,7 +468,7 @@ def _judge(
     identity = judged.compute()
     return {
         "top1": 100 * float(found.float().mean()),
-        "interval": _resampled(found, person, 0),
+        "interval": [100 * end for end in resampled_interval([(found, person)], 0)],
         "kinds": {name: 100 * float(found[queries.kind == kind].float().mean()) for kind, name in enumerate(names)},
         "identity": {
             name: float(identity[name])
@@ -477,16 +476,6 @@ def _judge(
         },
         "preservation": {name: float(value) for name, value in kept.compute().items()},
     }
-
-
-def _resampled(found: Tensor, person: Tensor, seed: int) -> tuple[float, float]:
-    """A 95 % interval of a share in per cent, by drawing people anew: one person's faces are found or lost together."""
-    right = torch.zeros(int(person.max()) + 1).index_add_(0, person, found.float()).numpy()
-    asked = person.bincount().numpy()
-    right, asked = right[asked > 0], asked[asked > 0]
-    drawn = np.random.default_rng(seed).integers(len(asked), size=(RESAMPLED, len(asked)))
-    low, high = np.quantile(100 * right[drawn].sum(1) / asked[drawn].sum(1), (0.025, 0.975))
-    return float(low), float(high)
 
 
 def _save_grid(

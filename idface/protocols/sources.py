@@ -20,6 +20,7 @@ from data_modules.photos import PhotoError, read_photos
 from data_modules.prepare.shards import MANIFEST
 from data_modules.prepared import PreparedDataModule
 from idface.checkpoints import find_checkpoint
+from idface.errors import explain
 from idface.modules.base import digest_of_names, digest_of_training_photos
 from idface.names import whole_class_paths
 from idface.recognition.base import Recognizer
@@ -154,7 +155,7 @@ def data_of_recipe(file: Path, image_size: int | None) -> FaceDataModule:
             described["init_args"] = {**(described.get("init_args") or {}), "image_size": image_size}
         data: FaceDataModule = parser.instantiate_classes(parser.parse_object({"data": described})).data
     except (ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--data {file}: {error}") from error
+        raise ValueError(f"--data {file}: {explain(str(error), ())}") from error
     return data
 
 

@@ -166,6 +166,11 @@ def choose_face(faces: Sequence[Face], near: tuple[float, float], rule: FaceRule
     return max(sure, key=weight)
 
 
+def main_face(image: npt.NDArray[np.uint8], faces: Sequence[Face]) -> Face | None:
+    """The face that a photo (H, W, 3) is of, among those found in it: large and near its middle; see `choose_face`."""
+    return choose_face(faces, ((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2))
+
+
 class FaceDetector:
     """MTCNN, prepared for the pictures that face sets are made of.
 
@@ -198,10 +203,7 @@ class FaceDetector:
             For each photo the (5, 2) float32 landmarks of its main face in pixels of the photo, in the
             order of `LANDMARKS`, or None where no face was found.
         """
-        chosen = [
-            choose_face(faces, ((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2))
-            for image, faces in zip(images, self.find(images), strict=True)
-        ]
+        chosen = [main_face(image, faces) for image, faces in zip(images, self.find(images), strict=True)]
         return [None if face is None else face.landmarks for face in chosen]
 
     def find(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[list[Face]]:

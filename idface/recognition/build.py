@@ -4,6 +4,19 @@ from idface.names import RECOGNIZERS
 from idface.recognition.base import Recognizer
 
 
+def build_judge(name: str | None, own: Recognizer | None) -> Recognizer:
+    """The recogniser that says whose face a model's result is: one by name, the model's own judge, or else dlib's.
+
+    Args:
+        name: see `build_recognizer`; None if none was asked for.
+        own: the judge that the model was built with.
+
+    Raises:
+        ValueError, FileNotFoundError: as `build_recognizer`.
+    """
+    return build_recognizer(name or "dlib") if name or own is None else own
+
+
 def build_recognizer(name: str) -> Recognizer:
     """Build a recogniser.
 

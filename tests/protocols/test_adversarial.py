@@ -145,11 +145,15 @@ def test_a_difference_is_found_on_other_folds_and_none_where_there_is_none() -> 
         assert low <= figures["auc"] <= high
         assert (false[0], true[-1]) == (0, 1)
     alike = plain[:50] + 3
-    whole, curve = detected(plain, alike, fold, fold[:50], (alike, fold[:50]))
+    pair = torch.arange(100)
+    whole, curve = detected(plain, alike, pair, pair[:50], fold, (alike, fold[:50]))
     assert whole["accuracy_trained_on_eq8"] == pytest.approx(whole["accuracy"])
     assert {"accuracy_of_input", "accuracy_of_reconstruction", "auc"} <= set(whole)
     assert curve is not None
-    assert detected(plain, alike, fold, torch.zeros(50, dtype=torch.long), None) == ({}, None)
+    chance, _ = detected(plain, changed, pair, pair, fold, None)
+    assert 0.05 < chance["accuracy"] - chance["accuracy_low"] < 0.2
+    assert 0.05 < chance["accuracy_high"] - chance["accuracy"] < 0.2
+    assert detected(plain, alike, pair, torch.zeros(50, dtype=torch.long), fold, None) == ({}, None)
 
 
 @pytest.mark.parametrize("grey", [False, True])

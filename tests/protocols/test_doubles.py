@@ -80,3 +80,17 @@ def test_refusals(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(["data", "doubles", "--data", str(recipe), "--share", "0", "--out", str(tmp_path / "out")])
     assert "--share is 0" in capsys.readouterr().err
+    content = yaml.safe_load(recipe.read_text())
+    (first, second) = content["data"]["init_args"]["sets"]
+    recipe.write_text(yaml.safe_dump({"data": first}))
+    with pytest.raises(SystemExit):
+        main(["data", "doubles", "--data", str(recipe), "--out", str(tmp_path / "out")])
+    assert "all its training photos are of the set that holds people out" in capsys.readouterr().err
+    second["init_args"]["root"] = str(tmp_path / "nowhere")
+    recipe.write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit):
+        main(["data", "doubles", "--data", str(recipe), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err.strip()
+    assert "there is no" in said
+    assert "nowhere" in said
+    assert "\n" not in said

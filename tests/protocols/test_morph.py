@@ -15,6 +15,8 @@ from idface.cli import main
 from idface.pictures import SYNTHETIC, is_marked_synthetic
 from idface.protocols.frontalize import choose_frontal, frontalize, light
 from idface.protocols.morph import morph, smoothness
+from idface.recognition.build import build_judge
+from idface.recognition.light_cnn import LightCNN
 
 
 def photo(person: int, number: int = 1) -> Path:
@@ -56,6 +58,12 @@ def test_a_way_between_two_photos(tmp_path: Path, capsys: pytest.CaptureFixture[
         morph("zoo:quickstart", photo(1).parent, photo(2), photo(3), out, align=False)
     with pytest.raises(CheckpointError, match="OpenSetIPGAN"):
         morph("zoo:attributes", photo(1), photo(2), photo(3), out)
+
+
+def test_a_models_own_judge_says_who_it_is_unless_another_is_asked_for() -> None:
+    own = LightCNN("zoo:lightcnn9")
+    assert build_judge(None, own) is own
+    assert [build_judge("dlib", own).name, build_judge(None, None).name] == ["dlib", "dlib"]
 
 
 def test_the_frontal_face_of_the_nearest_light_is_chosen() -> None:

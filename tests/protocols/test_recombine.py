@@ -1,6 +1,7 @@
 """`idface recombine` on photos as people have them."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from data_modules.orl import orl_root
 from idface.checkpoints import CheckpointError, load_model
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import is_marked_synthetic
-from idface.protocols.recombine import recombine
+from idface.protocols.recombine import in_words, recombine
 
 
 @pytest.fixture
@@ -30,9 +31,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_photos_are_aligned_and_every_pair_gets_a_marked_result(photos: Path) -> None:
-    grid = recombine("zoo:quickstart", photos / "a", photos / "b" / "1.png", photos / "out")
-    assert grid == photos / "out" / "grid.png"
-    assert Image.open(grid).size == (68 + 64, 68 + 2 * 64)
+    report = recombine("zoo:quickstart", photos / "a", photos / "b" / "1.png", photos / "out")
+    assert Image.open(photos / "out" / "grid.png").size == (68 + 64, 68 + 2 * 64)
     table = rows(photos / "out" / "results.csv")
     assert [(row["identity"], row["attributes"]) for row in table] == [("1", "1"), ("2", "1")]
     for row in table:
@@ -42,6 +42,11 @@ def test_photos_are_aligned_and_every_pair_gets_a_marked_result(photos: Path) ->
             assert is_marked_synthetic(np.asarray(result))
         assert -1 < float(row["similarity_to_attributes"]) < 1
     assert not (photos / "out" / "rejected.csv").exists()
+    assert (report["people"], report["faces"]) == (2, 2)
+    mean = np.mean([float(row["similarity_to_identity"]) for row in table])
+    assert report["similarity_to_identity"] == pytest.approx(mean, abs=1e-4)
+    assert report == json.loads((photos / "out" / "report.json").read_text())
+    assert f"{mean:.3f} to the identity photos" in in_words(report)[0]
 
 
 def test_identity_and_attributes_both_matter(photos: Path) -> None:
@@ -122,3 +127,20 @@ def test_another_models_checkpoint_is_refused(photos: Path) -> None:
     torch.save({"state_dict": {}, "recipe": {"class_path": "torch.nn.Linear"}}, photos / "x.ckpt")
     with pytest.raises(CheckpointError, match=r"x\.ckpt"):
         recombine(str(photos / "x.ckpt"), photos / "a", photos / "b", photos / "out")
+
+
+def test_of_several_faces_in_a_photo_the_main_one_is_taken_and_that_is_said(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = (np.asarray(Image.open(photos / name)) for name in ("a/1.png", "b/1.png"))
+    Image.fromarray(np.pad(np.concatenate([one, other], axis=1), 60, mode="edge")).save(photos / "a" / "2.png")
+    recombine("zoo:quickstart", photos / "a", photos / "b", photos / "out")
+    assert [record.getMessage() for record in caplog.records if "several faces" in record.message] == [
+        f"--identity: {photos / 'a' / '2.png'} shows several faces: the large one near the middle is taken; cut out "
+        "another to take it"
+    ]
+
+
+def test_a_model_without_a_judge_says_so() -> None:
+    report = {"people": 1, "faces": 2, "judge": {"name": None, "independent": True}}
+    assert in_words(report) == ["2 faces of 1 identity photos; the model has no judge to say who they are"]
