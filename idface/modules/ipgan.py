@@ -97,7 +97,8 @@ class OpenSetIPGAN(FaceModule):
         transformation_weight: lambda in transformation steps (0.1 in the paper); it is 1 in reconstruction steps.
         literal_lambda: multiply L_GR by lambda twice, as eq. 2 and Algorithm 1 do together, instead of once.
         reconstruction_weight: w_r of L_GR (eq. 2).
-        kl_weight: w_kl of L_KL (eq. 3), a sum over J.
+        kl_weight: w_kl of L_KL (eq. 3), a sum over J. With 0, f_A is the mean and nothing is drawn: no loss would keep
+            the variance of what G makes no use of from growing without end.
         feature_weight_d: w_d of L_GD (eq. 5).
         feature_weight_c: w_c of L_GC (eq. 7); 0 switches the term off.
         feature_views: whether C is shown x' moved by a few pixels and noisy in L_GC: else a fixed C may be pleased by
@@ -260,7 +261,7 @@ class OpenSetIPGAN(FaceModule):
         source, attribute_image, identity, row, step_weight = self.pair(batch)
 
         mean, log_variance = self.attribute_encoder(attribute_image)
-        attributes = sample_posterior(mean, log_variance, self.literal_sampling)
+        attributes = self.draw_attributes(mean, log_variance)
         logits: Tensor | None = None
         if self.precompute_identity:
             identity_vector = self._identity_vectors[row]
@@ -294,7 +295,8 @@ class OpenSetIPGAN(FaceModule):
             matching = matching + self.feature_weight_c * losses["feature_c"]
 
         # The order matters: a phase changes its network in place, so those whose gradient passes through it come first.
-        self.phase("attributes", step_weight * self.kl_weight * losses["kl"] + reconstruction, retain_graph=True)
+        regular = step_weight * self.kl_weight * losses["kl"] if self.kl_weight else 0.0
+        self.phase("attributes", regular + reconstruction, retain_graph=True)
         self.phase("generator", reconstruction + matching, retain_graph=True)
         self.phase("discriminator", losses["discriminator"], retain_graph=True)
         if self.classifier_learns:
@@ -302,6 +304,10 @@ class OpenSetIPGAN(FaceModule):
             labelled = (identity != UNKNOWN).sum()
             self.phase("identity", self.as_joint_mean(losses["identity"], labelled))
         self.record(losses)
+
+    def draw_attributes(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """f_A (B, J) as G sees it in training, from what A gives; see `sample_posterior` and `kl_weight`."""
+        return sample_posterior(mean, log_variance, self.literal_sampling) if self.kl_weight else mean
 
     # -------------------------------------------------------------------------------------------------- after training
 

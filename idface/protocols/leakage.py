@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from data_modules.batch import to_float
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
-from idface.losses.variational import sample_posterior
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.protocols.sources import People, strangers
 
@@ -35,7 +34,7 @@ def leakage(
 
     Half of each person's photos, drawn at random, are trained on, the others asked for; the same ones for all models.
 
-    f_A is taken as it is used after training, the mean, and as G learns from it, a draw. Writes into `out`:
+    f_A is taken as it is used after training, the mean, and as G learns from it, a draw (without L_KL the mean). Writes into `out`:
     `curves.csv` and `curves.png`, accuracies after each epoch; `report.json`, for each model the last ones, beside
     chance and the share of the most frequent person among the photos asked for, and the same of f_I, which is to tell
     people.
@@ -119,7 +118,7 @@ def vectors(model: OpenSetIPGAN, images: Tensor, seed: int) -> dict[str, Tensor]
             photos = to_float(part).to(model.device)
             mean, log_variance = (each.cpu() for each in encoder(model.seen(photos)))
             found["f_A"].append(mean)
-            found["f_A drawn"].append(sample_posterior(mean, log_variance, model.literal_sampling))
+            found["f_A drawn"].append(model.draw_attributes(mean, log_variance))
             found["f_I"].append(model.encode_identity(photos).cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
 

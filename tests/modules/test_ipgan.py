@@ -285,6 +285,17 @@ def test_literal_sampling_changes_the_draw_and_nothing_before_it() -> None:
     assert {name.split(".")[0] for name in moved} == {"attribute_encoder", "generator", "discriminator"}
 
 
+def test_without_the_kl_loss_nothing_is_drawn_so_that_no_variance_can_grow() -> None:
+    model = small_ipgan(kl_weight=0.0)
+    with torch.no_grad():
+        model.attribute_encoder.posterior.bias[3:] = 200.0  # its exponential is infinite
+    before = snapshot(model.attribute_encoder)
+    trainer(2).fit(model, loader())
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    assert "posterior.weight" in changed(before, snapshot(model.attribute_encoder))
+    assert torch.equal(model.attribute_encoder.posterior.bias[3:], before["posterior.bias"][3:])
+
+
 def test_evaluation_uses_the_mean_of_the_posterior_and_repeats() -> None:
     model = small_ipgan().eval()
     batch = Batches()[0]
