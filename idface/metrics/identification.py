@@ -1,11 +1,11 @@
 """Who is it? The nearest of a gallery of known people."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -83,24 +83,31 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def resampled_interval(parts: Sequence[tuple[Tensor, Tensor]], seed: int) -> tuple[float, float]:
-    """The 95 % interval of a share, from 0 to 1, whose trials come in groups, by drawing the groups anew.
+def drawn_anew(groups: int, seed: int) -> NDArray[np.int64]:
+    """How often each of some groups is drawn when as many are drawn of them, with replacement: (R, groups), R draws."""
+    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLED)
 
-    One person's faces, say, are found or lost together: as trials of their own they would be too sure of themselves.
+
+def resampled_shares(right: Tensor, times: NDArray[np.int64], seed: int = 0) -> NDArray[np.float64]:
+    """A share, from 0 to 1, in each of R draws of the trials that it is of, for intervals (see `middle`).
+
+    Trials that are not independent, such as those with one person's photos, are to be drawn together. Shares with the
+    same draws may be subtracted or averaged, draw by draw.
 
     Args:
-        parts: what came out, bool (N,), and of which group, int64 (N,) from 0. Of several parts, drawn together, the
-            mean of their shares is meant.
-        seed: of the draws.
+        right: what came out, bool (N,), or (T, N) of T trainings, which are drawn anew as well: of a few trainings
+            that shows less than the whole spread.
+        times: how often each trial is drawn, (R, N).
+        seed: of the draws of trainings.
     """
-    groups = 1 + max(int(group.max()) for _, group in parts)
-    counts = [
-        (torch.bincount(group, right.float(), groups).numpy(), torch.bincount(group, minlength=groups).numpy())
-        for right, group in parts
-    ]
-    present = np.any([asked > 0 for _, asked in counts], axis=0)
-    counts = [(right[present], asked[present]) for right, asked in counts]
-    drawn = np.random.default_rng(seed).integers(present.sum(), size=(RESAMPLED, present.sum()))
-    shares = [right[drawn].sum(1) / np.maximum(1, asked[drawn].sum(1)) for right, asked in counts]
-    low, high = np.quantile(np.mean(shares, axis=0), (0.025, 0.975))
+    every = right.float().reshape(-1, right.shape[-1]).numpy()
+    shares = (times @ every.T) / np.maximum(1, times.sum(1, keepdims=True))  # (R, T)
+    which = drawn_anew(len(every), seed) / len(every)
+    result: NDArray[np.float64] = (which * shares).sum(1)
+    return result
+
+
+def middle(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of a figure, from what it is in each draw (Efron 1979, percentiles)."""
+    low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)

@@ -18,9 +18,10 @@ class RecombinationIdentity(Metric):
     `compute` gives, as scalars:
 
     * `similarity_to_source`, `similarity_to_attributes`: mean cosine of a result to its two sources;
+    * `similarity_to_gallery`: to the gallery photo of the person of its identity source, which it was not made from;
     * `nearer_to_source`: share of results that are nearer to the identity source (one half if identity is ignored);
-    * `real_same`, `real_different`: the same cosines between real photos, source to that person's gallery photo and
-      source to attribute source: what the two above can be held against;
+    * `real_same`, `real_different`: between real photos, source to that person's gallery photo and source to attribute
+      source: what `similarity_to_gallery` and `similarity_to_attributes` can be held against;
     * `top1`: share of results whose nearest gallery photo is of the right person (Bao et al., table 2);
     * `top1_real`: the same for the real identity sources; `chance`: one in the size of the gallery;
     * `results`, `gallery`: how many there were.
@@ -79,6 +80,7 @@ class RecombinationIdentity(Metric):
         return {
             "similarity_to_source": to_source.mean(),
             "similarity_to_attributes": to_attributes.mean(),
+            "similarity_to_gallery": (result @ gallery.T)[own].mean(),
             "nearer_to_source": (to_source > to_attributes).float().mean(),
             "real_same": (source @ gallery.T)[own].mean(),
             "real_different": (source * attributes).sum(1).mean(),

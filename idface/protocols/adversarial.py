@@ -18,7 +18,7 @@ from data_modules.batch import to_float, to_uint8
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.results import captioned
-from idface.metrics.identification import resampled_interval
+from idface.metrics.identification import drawn_anew, middle, resampled_shares
 from idface.modules.ipgan import IdentityVector, OpenSetIPGAN
 from idface.networks.vgg import FaceClassifier
 from idface.pictures import Picture, mark_synthetic, save_synthetic, to_picture
@@ -71,11 +71,13 @@ class AttackPairs(NamedTuple):
 
     Attributes:
         first, second: uint8 (N, 3, S, S); the first is to pass for the second.
+        people: who they show, int64 (N, 2).
         fold: int64 (N,).
     """
 
     first: Tensor
     second: Tensor
+    people: Tensor
     fold: Tensor
 
 
@@ -101,9 +103,8 @@ def detect_adversarial(
 
     Writes into `out`, after each row: `table.csv`, for each attack and threshold: `confused`, pairs that need no
     attack; `success`; `rms_change` of the photo, `rms_drift` of its reconstruction; `accuracy` (the mean of both
-    kinds', with a 95 % interval by drawing pairs anew) and `auc` of an SVM that was trained on this attack, and
-    `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of
-    SVMs that see one of both. And `report.json`; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and
+    kinds', with a 95 % interval by drawing the people shown anew) and `auc` of an SVM that was trained on this attack,
+    and `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of SVMs that see one of both. And `report.json`; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and
     reconstructions of both. Attacked photos are rounded to 256 levels before anything looks at them.
 
     Args:
@@ -140,7 +141,7 @@ def detect_adversarial(
         thresholds = [share * known.unit.best_threshold for share in SHARES]
     honest = to_float(torch.cat([drawn.first, drawn.second])).to(device)
     victims = torch.cat([drawn.second, drawn.first])
-    pair = torch.arange(len(drawn.first)).repeat(2)
+    person, fold = drawn.people.T.flatten(), drawn.fold.repeat(2)
     embedded = target.embed(victims)
     plain = features_of(model, honest)
 
@@ -169,10 +170,10 @@ def detect_adversarial(
                 drift = _reconstructed(model, changed[kept]) - before[kept]
                 found["rms_change"] = _rms(changed[kept] - honest[kept])
                 found["rms_drift"] = _rms(drift)
-                features, theirs = features_of(model, changed[kept]), pair[kept.cpu()]
+                features, made_of = features_of(model, changed[kept]), kept.cpu()
                 if attack == "eq8":
-                    of_eq8[threshold] = features, drawn.fold[theirs]
-                own, curve = detected(plain, features, pair, theirs, drawn.fold, of_eq8.get(threshold))
+                    of_eq8[threshold] = features, fold[made_of]
+                own, curve = detected(plain, features, made_of, person, fold, of_eq8.get(threshold))
                 found |= own
                 if curve is not None:
                     curves[f"{attack}, {threshold:.3f}"] = curve
@@ -186,8 +187,8 @@ def detect_adversarial(
 def detected(
     plain: NDArray[np.float32],
     changed: NDArray[np.float32],
-    plain_pair: Tensor,
-    changed_pair: Tensor,
+    made_of: Tensor,
+    person: Tensor,
     fold: Tensor,
     of_eq8: tuple[NDArray[np.float32], Tensor] | None,
 ) -> tuple[dict[str, float], tuple[NDArray[np.float64], NDArray[np.float64]] | None]:
@@ -195,28 +196,27 @@ def detected(
 
     Args:
         plain, changed: features (N, F) and (M, F), see `features_of`.
-        plain_pair, changed_pair: of which pair of photos each is, int64 (N,) and (M,).
-        fold: of the people of each pair, int64 (P,).
+        made_of: which of the former each of the latter was made of, int64 (M,).
+        person, fold: whom the former show, and the folds of these people, int64 (N,) each.
         of_eq8: features and folds of the faces of that attack.
 
     Returns:
         `accuracy`, `auc` and the others of the table; and the ROC curve.
     """
-    plain_fold, changed_fold = fold[plain_pair], fold[changed_pair]
-    if len(changed_fold.unique()) < 2:
+    if len(fold[made_of].unique()) < 2:
         return {}, None
-    scores, labels = judged(plain, changed, plain_fold, changed_fold)
-    figures, curve = figures_of(scores, labels)
-    right, is_changed = torch.from_numpy((scores > 0) == labels), torch.from_numpy(labels)
-    parts = [(right[is_changed], changed_pair), (right[~is_changed], plain_pair)]
-    figures["accuracy_low"], figures["accuracy_high"] = resampled_interval(parts, 0)
+    scores, labels = judged(plain, changed, fold, fold[made_of])
+    figures, curve = figures_of(scores, labels, torch.cat([fold, fold[made_of]]))
+    right = torch.from_numpy((scores > 0) == labels)
+    times = drawn_anew(1 + int(person.max()), 0)[:, person]
+    honest = resampled_shares(right[: len(plain)], times)
+    found = resampled_shares(right[len(plain) :], times[:, made_of])
+    figures["accuracy_low"], figures["accuracy_high"] = middle((honest + found) / 2)
     half = plain.shape[1] // 2
     for name, part in (("input", slice(0, half)), ("reconstruction", slice(half, None))):
-        alone = figures_of(*judged(plain[:, part], changed[:, part], plain_fold, changed_fold))[0]
-        figures[f"accuracy_of_{name}"] = alone["accuracy"]
+        figures[f"accuracy_of_{name}"] = accuracy(*judged(plain[:, part], changed[:, part], fold, fold[made_of]))
     if of_eq8 is not None and len(of_eq8[1].unique()) > 1:
-        transferred = figures_of(*judged(plain, changed, plain_fold, changed_fold, of_eq8))[0]
-        figures["accuracy_trained_on_eq8"] = transferred["accuracy"]
+        figures["accuracy_trained_on_eq8"] = accuracy(*judged(plain, changed, fold, fold[made_of], of_eq8))
     return figures, curve
 
 
@@ -243,6 +243,8 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
             line += f" (change {row['rms_change']:.4f}); {row['accuracy']:.1%} told right "
             line += f"({row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), AUC {row['auc']:.3f}; "
             line += f"by the input alone {row['accuracy_of_input']:.1%}"
+            if row["attack"] != "eq8" and "accuracy_trained_on_eq8" in row:
+                line += f"; by an SVM that knows eq8 alone {row['accuracy_trained_on_eq8']:.1%}"
         lines.append(line)
     if not report["is_models_identity"]:
         lines.append(
@@ -335,7 +337,8 @@ def draw_pairs(people: People, count: int, seed: int) -> AttackPairs:
             f"--pairs is {count}, but hardly more than {len(chosen)} can be had of {len(people.names)} people"
         )
     first, second, fold = torch.tensor(list(chosen.values())).T
-    return AttackPairs(people.images[first], people.images[second], fold)
+    who = torch.stack([people.person[first], people.person[second]], 1)
+    return AttackPairs(people.images[first], people.images[second], who, fold)
 
 
 # -------------------------------------------------------------------------------------------------------------- attacks
@@ -528,16 +531,29 @@ def judged(
     return scores, labels
 
 
+def accuracy(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:
+    """Mean of the shares of adversarial and of honest faces that are told right."""
+    return float((scores[labels] > 0).mean() + (scores[~labels] <= 0).mean()) / 2
+
+
 def figures_of(
-    scores: NDArray[np.float64], labels: NDArray[np.bool_]
+    scores: NDArray[np.float64], labels: NDArray[np.bool_], fold: Tensor
 ) -> tuple[dict[str, float], tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Accuracy (the mean of both kinds'), area under the ROC curve, and that curve: false and true positive rates."""
+    """Accuracy, area under the ROC curve, and that curve: false and true positive rates.
+
+    Area and curve are means over the folds with both kinds of faces, for each fold has an SVM and a scale of its own.
+    """
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    right = [float((scores[labels] > 0).mean()), float((scores[~labels] <= 0).mean())]
-    rates = roc_curve(labels, scores)[:2]
-    auc = float(roc_auc_score(labels, scores))
-    return {"accuracy": sum(right) / 2, "auc": auc, "faces": int(labels.sum())}, (rates[0], rates[1])
+    false = np.linspace(0, 1, 101)
+    areas, curves = [], []
+    for number in fold.unique():
+        own = (fold == number).numpy()
+        if len(set(labels[own])) == 2:
+            areas.append(float(roc_auc_score(labels[own], scores[own])))
+            curves.append(np.interp(false, *roc_curve(labels[own], scores[own])[:2]))
+    figures = {"accuracy": accuracy(scores, labels), "auc": float(np.mean(areas)), "faces": int(labels.sum())}
+    return figures, (false, np.mean(curves, axis=0))
 
 
 def _save_faces(

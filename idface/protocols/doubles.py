@@ -33,11 +33,11 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     their mean embeddings, and photos of nobody who is known one by one. How near is too near is measured on the
     held-out people, for means as near as `share` of their pairs, for single photos as near as `share` of pairs of one's
     photo and another's mean. So at most about `share` times their number of all people and single photos is left out
-    for nothing, and of a person in training who is held out, all photos are.
+    for nothing. Somebody held out who is in training is left out as far as these limits find them, see `recall`.
 
     Writes into `out`: `leave_out.txt`, the photos by name, for the `leave_out` of the recipe's data; `doubles.csv`, for
     each person or photo whom it resembles and how near; `doubles.png`, pairs of them from the nearest to the limit;
-    `report.json`.
+    `report.json`, whose `recall` is what `recall_of` gives for the held-out people.
 
     Args:
         data: a recipe.
@@ -58,7 +58,7 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     held_out = unseen_people(faces, ("val", "test"))
     if len(held_out.names) < 2:
         raise ValueError(f"--data {data}: it holds out {len(held_out.names)} people, expected two or more")
-    single = network.embed(held_out.images)
+    single = network.embed(held_out.images).cpu()
     centres = torch.stack([_centre(single[rows]) for _, rows in rows_of(held_out.person)])
     first, second = torch.triu_indices(len(centres), len(centres), 1)
     limit = float(distance(centres[first], centres[second]).quantile(share))
@@ -66,6 +66,7 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     single_limit = float(np.quantile(across.numpy(), share))
 
     embedded, index = training_embeddings(faces, network)
+    embedded = embedded.cpu()
     photos = [faces.photos[row] for row in index.tolist()]
     identity = torch.from_numpy(faces.split.identity[index.numpy()])
     joined = isinstance(faces, JoinedDataModule)
@@ -118,12 +119,45 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
         "limit": limit,
         "single_limit": single_limit,
         "held_out": len(held_out.names),
+        "recall": recall_of(single, held_out.person, limit, single_limit),
         "looked_at": {"people": len(people), "photos": sum(map(len, groups))},
         "people": sum(theirs[0].person is not None for _, theirs, _ in found),
         "photos": len(names),
     }
     write_json(out / "report.json", report)
     return report
+
+
+def recall_of(single: Tensor, person: Tensor, limit: float, single_limit: float) -> dict[str, float | None]:
+    """How many of the people held out, and of their photos, such limits find again by their other photos.
+
+    It is an estimate for doubles in training: the mean of somebody there may be of more or fewer photos than these
+    halves, is compared with the mean of all photos held out, and its photos may be of another kind.
+
+    Args:
+        single: unit embeddings (N, D) of photos.
+        person: int64 (N,), whose they are.
+        limit: distance between means up to which two people are taken for one.
+        single_limit: distance of a photo from a mean up to which it is taken for that person's.
+
+    Returns:
+        Of those with two photos or more: `people`, the share for whom the mean of every other photo lies within `limit`
+        of the mean of the rest; `photos`, the share of their photos within `single_limit` of the mean of that person's
+        other photos. None for both where nobody has two.
+    """
+    several = [single[rows] for _, rows in rows_of(person) if len(rows) > 1]
+    if not several:
+        return {"people": None, "photos": None}
+    halves = [float(distance(_centre(own[::2]), _centre(own[1::2]))) for own in several]
+    others = [
+        float(distance(own[row], _centre(torch.cat([own[:row], own[row + 1 :]]))))
+        for own in several
+        for row in range(len(own))
+    ]
+    return {
+        "people": float(np.mean([apart <= limit for apart in halves])),
+        "photos": float(np.mean([apart <= single_limit for apart in others])),
+    }
 
 
 def _centre(embeddings: Tensor) -> Tensor:
@@ -133,8 +167,15 @@ def _centre(embeddings: Tensor) -> Tensor:
 
 def in_words(report: dict[str, Any]) -> list[str]:
     """What a report says."""
-    return [
+    lines = [
         f"{report['photos']:,} of {report['looked_at']['photos']:,} training photos, {report['people']:,} people among "
         f"them, look like one of {report['held_out']} people held out (nearer than {report['limit']:.3f}; "
         f"photos of nobody known: {report['single_limit']:.3f})"
     ]
+    recall = report["recall"]
+    if recall["people"] is not None:
+        lines.append(
+            f"these limits find {recall['people']:.0%} of the people held out, and {recall['photos']:.0%} of their "
+            "photos, again by their other photos: an estimate of how many of them are found in training"
+        )
+    return lines

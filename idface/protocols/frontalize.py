@@ -42,12 +42,16 @@ def frontalize(
 
     Writes into `out`: `<photo>.png`, the photo, the frontal face, and what comes of both; `results.csv`: yaw before, of
     the frontal face, and after, light before and after, the judge's distance of each result to its photo and to the
-    frontal face; `report.json`, the means; `rejected.csv`.
+    frontal face; `report.json`, the means, and beside them `yaw_frontal` and `light_of_frontal`, what choosing the
+    frontal face alone gives: its absolute yaw, and how far its light is from the photo's; `more_turned`, the share of
+    photos that are turned further after than before; `same_person_frontal`, how many photos were given a frontal face
+    that the judge takes for the same person, None where it has no threshold; `rejected.csv`.
 
     Args:
         checkpoint: of an OpenSetIPGAN, or `zoo:NAME`.
         photo: a photo, or a folder of photos.
-        frontal: a folder of photos, of whomever, some from the front.
+        frontal: a folder of photos, of whomever, some from the front. A photo is barred only from the very same
+            picture, not from others of the same person.
         out: folder for the results; made if missing.
         classifier: checkpoint of the AttributeClassifier that finds landmarks.
         judge: see `build_recognizer`; None for the one that the model was built with, or dlib.
@@ -80,9 +84,10 @@ def frontalize(
         [model.recombine(own[None], candidates[row][None]) for own, row in zip(images, chosen.tolist(), strict=True)]
     )
     after, lit_after = _yaw(meter, results), light(results).cpu()
-    embedded = recognizer.embed(results)
-    apart = distance(embedded, recognizer.embed(images))
-    unlike = distance(embedded, recognizer.embed(candidates)[chosen])
+    embedded, own, given = (recognizer.embed(faces) for faces in (results, images, candidates[chosen]))
+    apart, unlike = distance(embedded, own), distance(embedded, given)
+    known = recognizer.everyday
+    same_person = None if known is None else int((distance(own, given) < known.unit.best_threshold).sum())
 
     recipe: dict[str, Any] = {"checkpoint": checkpoint, "photo": str(photo), "frontal": str(frontal)}
     for row, name in enumerate(photos.names):
@@ -105,11 +110,15 @@ def frontalize(
     report = recipe | {
         "photos": len(photos.names),
         "yaw_before": float(before.abs().mean()),
+        "yaw_frontal": float(there[chosen].abs().mean()),
         "yaw_after": float(after.abs().mean()),
+        "more_turned": float((after.abs() > before.abs()).float().mean()),
         "frontal_faces": int((there.abs() <= FRONTAL).sum()),
         "light_change": float((lit - lit_after).abs().mean()),
+        "light_of_frontal": float((lit - lights[chosen]).abs().mean()),
         "light_change_to_others": _to_others(lit_after, lit),
         "nearer_to_photo": float((apart < unlike).float().mean()),
+        "same_person_frontal": same_person,
         "judge_is_independent": recognizer.fingerprint() not in model.gradient_fingerprints,
         **standing(recognizer, float(apart.mean())),
     }
@@ -126,15 +135,20 @@ def _to_others(after: Tensor, before: Tensor) -> float | None:
 def in_words(report: dict[str, Any]) -> list[str]:
     """What a report says."""
     to_others = report["light_change_to_others"]
-    others = "" if to_others is None else f" (to the light of any other photo: {to_others:.3f})"
+    others = "" if to_others is None else f", to the light of any other photo {to_others:.3f}"
     lines = [
-        f"{report['photos']} photos: yaw {report['yaw_before']:.1f} degrees before, {report['yaw_after']:.1f} after; "
-        f"light changes by {report['light_change']:.3f} of 1{others}; {report['frontal_faces']} faces to take it from "
-        "were frontal"
+        f"{report['photos']} photos: yaw {report['yaw_before']:.1f} degrees before, {report['yaw_after']:.1f} after "
+        f"(frontal faces: {report['yaw_frontal']:.1f}), {report['more_turned']:.0%} are turned further; light changes "
+        f"by {report['light_change']:.3f} of 1 (to the frontal face's {report['light_of_frontal']:.3f}{others}); "
+        f"{report['frontal_faces']} faces to take it from were frontal"
         + ("" if report["frontal_faces"] else ": the ones nearest to it were taken; give --frontal others"),
         f"{report['recognizer']} sees the results {report['distance']:.3f} from the photos on average, and "
         f"{report['nearer_to_photo']:.0%} of them nearer to these than to the frontal face's person",
     ]
+    if report["same_person_frontal"]:
+        lines.append(
+            f"{report['same_person_frontal']} photos were given a frontal face that the judge takes for the same person"
+        )
     if not report["judge_is_independent"]:
         lines.append(f"{report['recognizer']} was a loss of this model: its distances do not tell whose faces they are")
     return lines

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_modules.batch import to_float
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
+from idface.metrics.identification import drawn_anew, middle, resampled_shares
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.protocols.sources import People, strangers
 
@@ -25,6 +26,7 @@ class Curves(NamedTuple):
 
     train: list[float]
     val: list[float]
+    right: Tensor  # bool, of the others, after the last epoch
 
 
 def leakage(
@@ -34,10 +36,11 @@ def leakage(
 
     Half of each person's photos, drawn at random, are trained on, the others asked for; the same ones for all models.
 
-    f_A is taken as it is used after training, the mean, and as G learns from it, a draw (without L_KL the mean). Writes into `out`:
-    `curves.csv` and `curves.png`, accuracies after each epoch; `report.json`, for each model the last ones, beside
-    chance and the share of the most frequent person among the photos asked for, and the same of f_I, which is to tell
-    people.
+    f_A is taken as it is used after training, the mean, and as G learns from it, a draw (without L_KL the mean).
+
+    Writes into `out`: `curves.csv` and `curves.png`, accuracies after each epoch; `report.json`, for each model the
+    last ones (of the others a 95 % interval, by drawing people anew), beside chance and the share of the most frequent
+    person among the photos asked for, and the same of f_I, which is to tell people.
 
     Args:
         checkpoints: of OpenSetIPGANs, by what they are called.
@@ -65,7 +68,10 @@ def leakage(
         found: dict[str, Any] = {"checkpoint": checkpoints[name]}
         for vector, features in vectors(model, people.images, seed).items():
             curves = probe(features, people.person, trained, asked, epochs, seed)
-            found[vector] = {"train": curves.train[-1], "val": curves.val[-1]}
+            low, high = middle(
+                resampled_shares(curves.right, drawn_anew(len(people.names), 0)[:, people.person[asked]])
+            )
+            found[vector] = {"train": curves.train[-1], "val": curves.val[-1], "low": low, "high": high}
             drawn[f"{name}, {vector}"] = curves
             rows += [
                 (name, vector, epoch, *accuracies)
@@ -148,17 +154,18 @@ def probe(features: Tensor, person: Tensor, trained: Tensor, asked: Tensor, epoc
             nn.Linear(HIDDEN, int(person.max()) + 1),
         )
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
-        curves = Curves([], [])
+        train: list[float] = []
+        val: list[float] = []
         for _ in range(epochs):
             for rows in trained[torch.randperm(len(trained))].split(64):
                 optimizer.zero_grad()
                 F.cross_entropy(network(features[rows]), person[rows]).backward()
                 optimizer.step()
             with torch.no_grad():
-                right = (network(features).argmax(1) == person).float()
-            curves.train.append(float(right[trained].mean()))
-            curves.val.append(float(right[asked].mean()))
-    return curves
+                right = network(features).argmax(1) == person
+            train.append(float(right[trained].float().mean()))
+            val.append(float(right[asked].float().mean()))
+    return Curves(train, val, right[asked])
 
 
 def _plot(drawn: Mapping[str, Curves], chance: float, path: Path) -> None:

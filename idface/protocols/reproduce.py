@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_modules.batch import to_float
@@ -22,15 +23,14 @@ from data_modules.people import plain_name
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
 from idface.latent.arithmetic import FACE_BOX, FaceMeter
+from idface.metrics.identification import drawn_anew, middle, resampled_shares
 from idface.metrics.identification import found as found_by
-from idface.metrics.identification import resampled_interval
 from idface.metrics.preservation import AttributePreservation, describe_faces
 from idface.metrics.recombination import RecombinationIdentity
 from idface.modules.attributes import AttributeClassifier
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import recombination_grid, save_synthetic, to_picture
 from idface.protocols.adversarial import detect_adversarial
-from idface.protocols.augment import half_interval
 from idface.protocols.leakage import leakage
 from idface.protocols.sources import People, held_out_people, people_of, photos_of_model, rows_of, unseen_people
 from idface.recognition.base import Recognizer
@@ -69,6 +69,17 @@ TURNED = 12.0
 DARK = 0.2
 """Share of the photos, the darkest, that count as dark."""
 GRID = (6, 8)
+EXPRESSION = ("smiling", "mouth_slightly_open")
+"""Attributes of the classifier that tell an expression."""
+IDENTITY = (
+    "nearer_to_source",
+    "similarity_to_source",
+    "similarity_to_gallery",
+    "similarity_to_attributes",
+    "real_same",
+    "real_different",
+)
+"""Figures of `RecombinationIdentity` that the tables have."""
 
 
 Trained = Mapping[str, dict[int, Path]]
@@ -147,7 +158,7 @@ def reproduce(
         raise ValueError(f"--variants {' '.join(chosen)}: ipgan-table4 is of 'full' alone")
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: expected numbers from 0, each once")
-    _refuse_early(config, judge, classifier, photos)
+    _refuse_early(config, chosen, judge, classifier, photos)
     trained: Trained = {variant: {} for variant in chosen}
     for seed in seeds:
         for variant in chosen:
@@ -174,13 +185,21 @@ def reproduce(
     return report
 
 
-def _refuse_early(config: Sequence[Path], judge: str | None, classifier: str | None, photos: Path | None) -> None:
+def _refuse_early(
+    config: Sequence[Path], variants: Sequence[str], judge: str | None, classifier: str | None, photos: Path | None
+) -> None:
     """Find what cannot be used before hours of training, not after them."""
-    models = [(yaml.safe_load(file.read_text("utf-8")) or {}).get("model") or {} for file in config]
-    named = [str(name) for model in models if (name := model.get("class_path"))]
+    recipes = [yaml.safe_load(file.read_text("utf-8")) or {} for file in config]
+    named = [str(name) for recipe in recipes if (name := (recipe.get("model") or {}).get("class_path"))]
     if not named or named[-1].rpartition(".")[2] != OpenSetIPGAN.__name__:
         found = named[-1] if named else "no model"
         raise ValueError(f"--config {config[0]}: its model is {found}, expected an OpenSetIPGAN")
+    samplers = [((recipe.get("data") or {}).get("init_args") or {}).get("sampler") for recipe in recipes]
+    if "no_u" in variants and not any(samplers):
+        raise ValueError(
+            f"--variants: no_u leaves out the unlabelled photos, but --config {config[0]} has no share of them: give "
+            "its data a sampler UnlabelledShare, or leave no_u out"
+        )
     if judge is not None:
         build_recognizer(judge)
     if classifier is not None:
@@ -250,7 +269,10 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
     if report["what"] == "ipgan-fig4":
         return [
             f"{name}: of {report['people']} people (chance {report['chance']:.1%}) the perceptron tells "
-            + ", ".join(f"{found[vector]['val']:.1%} by {vector}" for vector in ("f_A", "f_A drawn", "f_I"))
+            + ", ".join(
+                f"{found[vector]['val']:.1%} ({found[vector]['low']:.1%} to {found[vector]['high']:.1%}) by {vector}"
+                for vector in ("f_A", "f_A drawn", "f_I")
+            )
             for name, found in report["models"].items()
         ]
     if report["what"] == "ipgan-table4":
@@ -266,6 +288,9 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
         low, high = row["low"], row["high"]
         paper = "" if row["paper"] is None else f"; the paper {row['paper']:.2f}"
         kinds = "".join(f", {kind} {value:.1f}" for kind, value in row["kinds"].items() if value is not None)
+        if "behind_full" in row:
+            least, most = row["behind_full"]
+            paper += f"; behind full by {least:.2f} to {most:.2f}"
         lines.append(f"{row['variant']:6} top-1 {row['top1']:.2f} % ({low:.2f} to {high:.2f}{paper}){kinds}")
     return lines
 
@@ -287,7 +312,7 @@ def _identification(seen: bool, trained: Trained, folder: Path, judge: str | Non
     kinds = {"any": torch.ones(len(scores), dtype=torch.bool)} if seen else kinds_of(scores, meter, gallery)
     queries = draw_queries(people.person, gallery, list(kinds.values()), seed)
     embedded = recognizer.embed(people.images).cpu()
-    photos = _Described(people, embedded, described)
+    photos = _Described(people, embedded, described, scores)
 
     names = [] if seen else list(kinds)
     rows: list[dict[str, Any]] = []
@@ -296,53 +321,58 @@ def _identification(seen: bool, trained: Trained, folder: Path, judge: str | Non
     own = found_by(embedded[asked], people.person[asked], embedded[gallery], people.person[gallery])
     shows = {name: kinds[name][asked] for name in names}
     real = {name: 100 * float(own[mine].float().mean()) if mine.any() else None for name, mine in shows.items()}
-    low, high = (100 * end for end in resampled_interval([(own, people.person[asked])], seed))
+    person = drawn_anew(len(people.names), seed)
+    low, high = middle(100 * resampled_shares(own, person[:, people.person[asked]]))
+    times = person[:, people.person[queries.source]]
     paper = PAPER["ipgan-table2" if seen else "ipgan-table3"]
     rows.append(
         {"variant": "real", "seeds": [], "top1": 100 * float(own.float().mean()), "low": low, "high": high}
         | {"paper": paper.get("real"), "kinds": real}
     )
+    shares: dict[str, NDArray[np.float64]] = {}
     for variant, checkpoints in trained.items():
-        runs = []
+        runs, right = [], []
         for number, checkpoint in checkpoints.items():
             model = load_model_of(OpenSetIPGAN, str(checkpoint)).to(device)
             independent &= recognizer.fingerprint() not in model.gradient_fingerprints
-            runs.append({"seed": number, **_judge(model, photos, gallery, queries, names, recognizer, meter)})
+            found, figures = _judge(model, photos, gallery, queries, names, recognizer, meter)
+            right.append(found)
+            runs.append({"seed": number, **figures})
             if number == seed:
                 _save_grid(model, people, gallery, queries, folder / f"grid-{variant}.png", str(checkpoint))
-        found = np.array([run["top1"] for run in runs])
-        if len(runs) > 1:
-            half = half_interval(found)
-            low, high = float(found.mean()) - half, float(found.mean()) + half
-        else:
-            low, high = runs[0]["interval"]
+        shares[variant] = 100 * resampled_shares(torch.stack(right), times, seed=len(shares))
+        low, high = middle(shares[variant])
         means = {
             name: {key: float(np.mean([run[name][key] for run in runs])) for key in runs[0][name]}
             for name in ("kinds", "identity", "preservation")
         }
         rows.append(
-            {"variant": variant, "seeds": runs, "top1": float(found.mean()), "low": low, "high": high}
-            | {"paper": paper.get(variant)}
+            {"variant": variant, "seeds": runs, "top1": float(np.mean([run["top1"] for run in runs]))}
+            | {"low": low, "high": high, "paper": paper.get(variant)}
             | means
         )
+    for row in rows[1:]:
+        if row["variant"] != "full" and "full" in shares:
+            row["behind_full"] = middle(shares["full"] - shares[row["variant"]])
     _write_table(rows, names, folder / "table.csv")
     return {
         "people": len(people.person[gallery]),
         "queries": len(queries.source),
         "chance": 1 / len(gallery),
         "judge": {"name": recognizer.name, "fingerprint": recognizer.fingerprint(), "independent": independent},
-        "interval": "95 %: Student's over training seeds; of one seed, and of real photos, people drawn again",
+        "interval": "95 %: people, and of several trainings these, drawn anew",
         "photos_of_kinds": {name: int(kind.sum()) for name, kind in kinds.items()},
         "rows": rows,
     }
 
 
 class _Described(NamedTuple):
-    """Photos with the judge's embeddings (N, D), and `describe_faces` of each (N, K)."""
+    """Photos with the judge's embeddings (N, D), `describe_faces` of each (N, K), and the meter's scores (N, M)."""
 
     people: People
     embedded: Tensor
     described: Tensor
+    scores: Tensor
 
 
 def choose_gallery(person: Tensor, yaw: Tensor) -> Tensor:
@@ -379,7 +409,7 @@ def kinds_of(scores: Tensor, meter: FaceMeter, gallery: Tensor) -> dict[str, Ten
     """
     yaw, light = (scores[:, meter.index(name)] for name in ("yaw", "brightness"))
     kinds = {"left": yaw < -TURNED, "right": yaw > TURNED, "dark": light < light.quantile(DARK)}
-    for name in ("smiling", "mouth_slightly_open", "eyeglasses"):
+    for name in (*EXPRESSION, "eyeglasses"):
         if name in meter.names:
             kinds[name.replace("_slightly", "")] = scores[:, meter.index(name)] > 0
     free = torch.ones(len(scores), dtype=torch.bool)
@@ -449,33 +479,49 @@ def _judge(
     names: Sequence[str],
     recognizer: Recognizer,
     meter: FaceMeter,
-) -> dict[str, Any]:
-    """What one model's faces come to."""
-    people, embedded, described = photos
+) -> tuple[Tensor, dict[str, Any]]:
+    """Which of one model's faces are found, bool (N,), and what they come to."""
+    people, embedded, described, scores = photos
     kept, judged = AttributePreservation(), RecombinationIdentity()
     judged.update_gallery(embedded[gallery], people.person[gallery])
-    results = []
+    results, shown = [], []
     for rows in torch.arange(len(queries.source)).split(BATCH):
         source, attributes = queries.source[rows], queries.attributes[rows]
         x_s, x_a = (to_float(people.images[which]).to(model.device) for which in (source, attributes))
         made = torch.from_numpy(to_picture(model.recombine(x_s, x_a))).permute(0, 3, 1, 2)  # as they would be kept
         result = recognizer.embed(made).cpu()
         judged.update(result, embedded[source], embedded[attributes], people.person[source])
-        kept.update(describe(made, meter)[1], described[attributes], described[source])
+        shows, looks = describe(made, meter)
+        kept.update(looks, described[attributes], described[source])
         results.append(result)
+        shown.append(shows)
     person = people.person[queries.source]
     found = found_by(torch.cat(results), person, embedded[gallery], people.person[gallery])
     identity = judged.compute()
-    return {
+    return found, {
         "top1": 100 * float(found.float().mean()),
-        "interval": [100 * end for end in resampled_interval([(found, person)], 0)],
         "kinds": {name: 100 * float(found[queries.kind == kind].float().mean()) for kind, name in enumerate(names)},
-        "identity": {
-            name: float(identity[name])
-            for name in ("nearer_to_source", "similarity_to_source", "similarity_to_attributes", "real_same")
-        },
-        "preservation": {name: float(value) for name, value in kept.compute().items()},
+        "identity": {name: float(identity[name]) for name in IDENTITY},
+        "preservation": {name: float(value) for name, value in kept.compute().items()}
+        | agreement(torch.cat(shown), scores[queries.attributes], meter),
     }
+
+
+def agreement(shown: Tensor, wanted: Tensor, meter: FaceMeter) -> dict[str, float]:
+    """Share of results that show what their attribute photos do: `<name>_agrees`, beside `<name>_agrees_chance`.
+
+    Args:
+        shown, wanted: the meter's scores (N, M) of results and of their attribute photos.
+        meter: says what they are; those of `EXPRESSION` that it knows are compared.
+    """
+    figures: dict[str, float] = {}
+    for name in EXPRESSION:
+        if name in meter.names:
+            has, should = (scores[:, meter.index(name)] > 0 for scores in (shown, wanted))
+            share, wish = float(has.float().mean()), float(should.float().mean())
+            figures[f"{name}_agrees"] = float((has == should).float().mean())
+            figures[f"{name}_agrees_chance"] = share * wish + (1 - share) * (1 - wish)
+    return figures
 
 
 def _save_grid(
@@ -506,10 +552,22 @@ def _save_grid(
 def _write_table(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str], file: Path) -> None:
     """A line a variant."""
     identity, preservation = (list(rows[1][name]) for name in ("identity", "preservation"))
-    header = ["variant", "seeds", "top1", "low", "high", "paper", *(f"top1_{name}" for name in kinds)]
+    header = [
+        "variant",
+        "seeds",
+        "top1",
+        "low",
+        "high",
+        "behind_full_low",
+        "behind_full_high",
+        "paper",
+        *(f"top1_{name}" for name in kinds),
+    ]
     lines = [
         [
-            *(row["variant"], len(row["seeds"]), row["top1"], row["low"], row["high"], row["paper"]),
+            *(row["variant"], len(row["seeds"]), row["top1"], row["low"], row["high"]),
+            *row.get("behind_full", (None, None)),
+            row["paper"],
             *(row["kinds"].get(name) for name in kinds),
             *(row.get("identity", {}).get(name) for name in identity),
             *(row.get("preservation", {}).get(name) for name in preservation),

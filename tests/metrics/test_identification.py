@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from idface.metrics.identification import RankOne, resampled_interval, wilson_interval
+from idface.metrics.identification import RankOne, drawn_anew, middle, resampled_shares, wilson_interval
 
 
 def test_who_is_nearest_by_the_angle_whatever_the_length() -> None:
@@ -26,15 +27,29 @@ def test_nobody_to_look_for() -> None:
     assert metric.compute() == {}
 
 
-def test_groups_are_drawn_anew() -> None:
+def interval(right: Tensor, group: Tensor) -> tuple[float, float]:
+    return middle(resampled_shares(right, drawn_anew(1 + int(group.max()), 0)[:, group]))
+
+
+def test_trials_of_a_group_are_drawn_together() -> None:
     right = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.7
-    alone = resampled_interval([(right, torch.arange(400))], 0)
-    assert alone == pytest.approx(wilson_interval(float(right.float().mean()), 400), abs=0.01)  # nobody shares a group
+    alone = interval(right, torch.arange(400))
+    assert alone == pytest.approx(wilson_interval(float(right.float().mean()), 400), abs=0.01)
     all_or_none = torch.arange(400) // 10 % 2 == 0  # as forty trials, not four hundred
-    assert resampled_interval([(all_or_none, torch.arange(400) // 10)], 0) == pytest.approx(
-        wilson_interval(0.5, 40), abs=0.03
-    )
-    twice = [(right, torch.arange(400)), (~right, torch.arange(400))]
-    assert resampled_interval(twice, 0) == pytest.approx((0.5, 0.5))  # drawn together, one makes up for the other
-    gaps = resampled_interval([(right, 3 * torch.arange(400))], 0)  # numbers that nobody has do not count
-    assert gaps == alone
+    assert interval(all_or_none, torch.arange(400) // 10) == pytest.approx(wilson_interval(0.5, 40), abs=0.03)
+
+
+def test_shares_of_the_same_draws_may_be_compared() -> None:
+    right, times = torch.rand(400) < 0.7, drawn_anew(400, 0)
+    both = (resampled_shares(right, times) + resampled_shares(~right, times)) / 2
+    assert middle(both) == pytest.approx((0.5, 0.5))  # one makes up for the other
+
+
+def test_trainings_are_drawn_anew() -> None:
+    trial, times = torch.arange(100), drawn_anew(100, 0)
+    two = torch.stack([trial < 50, trial >= 0])  # one training finds half of them, the other all
+    low, high = middle(resampled_shares(two, times))
+    assert low < 0.5
+    assert high == 1
+    one, same = (resampled_shares(right, times) for right in (two[0], two[:1].expand(3, -1)))
+    assert same == pytest.approx(one)

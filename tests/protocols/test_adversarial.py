@@ -140,20 +140,35 @@ def test_a_difference_is_found_on_other_folds_and_none_where_there_is_none() -> 
         changed = noise.normal(size=(100, 20)).astype(np.float32)
         changed[:, 0] += shift
         scores, labels = judged(plain, changed, fold, fold)
-        figures, (false, true) = figures_of(scores, labels)
+        figures, (false, true) = figures_of(scores, labels, torch.cat([fold, fold]))
         assert low <= figures["accuracy"] <= high
         assert low <= figures["auc"] <= high
         assert (false[0], true[-1]) == (0, 1)
+        scores[np.concatenate([fold, fold]) == 2] += 100  # a fold's scale is its own matter
+        assert figures_of(scores, labels, torch.cat([fold, fold]))[0]["auc"] == pytest.approx(figures["auc"])
     alike = plain[:50] + 3
-    pair = torch.arange(100)
-    whole, curve = detected(plain, alike, pair, pair[:50], fold, (alike, fold[:50]))
+    row = torch.arange(100)
+    whole, curve = detected(plain, alike, row[:50], row, fold, (alike, fold[:50]))
     assert whole["accuracy_trained_on_eq8"] == pytest.approx(whole["accuracy"])
     assert {"accuracy_of_input", "accuracy_of_reconstruction", "auc"} <= set(whole)
     assert curve is not None
-    chance, _ = detected(plain, changed, pair, pair, fold, None)
-    assert 0.05 < chance["accuracy"] - chance["accuracy_low"] < 0.2
-    assert 0.05 < chance["accuracy_high"] - chance["accuracy"] < 0.2
-    assert detected(plain, alike, pair, torch.zeros(50, dtype=torch.long), fold, None) == ({}, None)
+    assert detected(plain, alike, torch.zeros(50, dtype=torch.long), row, fold, None) == ({}, None)
+
+
+def test_the_interval_takes_a_persons_faces_together() -> None:
+    noise = np.random.default_rng(0)
+    person, fold = torch.arange(100) // 10, torch.arange(100) // 10 % FOLDS
+    of_each = noise.normal(size=(10, 20)).astype(np.float32)[person]  # all photos of a person are alike, right or wrong
+    plain, changed = (of_each + noise.normal(0, 0.1, (100, 20)).astype(np.float32) for _ in range(2))
+    changed[:, 0] += 0.7
+    row = torch.arange(100)
+    together, alone = (detected(plain, changed, row, who, fold, None)[0] for who in (person, row))
+    assert together["accuracy"] == alone["accuracy"]
+    for found in (together, alone):
+        assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
+    assert 0.05 < alone["accuracy_high"] - alone["accuracy_low"] < 0.2
+    wider = together["accuracy_high"] - together["accuracy_low"]
+    assert wider > 1.3 * (alone["accuracy_high"] - alone["accuracy_low"])
 
 
 @pytest.mark.parametrize("grey", [False, True])

@@ -9,12 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from data_modules.batch import to_float
 from data_modules.orl import orl_root
-from idface.checkpoints import CheckpointError
+from idface.checkpoints import CheckpointError, load_model_of
 from idface.cli import main
+from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import SYNTHETIC, is_marked_synthetic
 from idface.protocols.frontalize import choose_frontal, frontalize, light
 from idface.protocols.morph import morph, smoothness
+from idface.recognition.base import distance
 from idface.recognition.build import build_judge
 from idface.recognition.light_cnn import LightCNN
 
@@ -82,7 +85,7 @@ def test_the_frontal_face_of_the_nearest_light_is_chosen() -> None:
     torch.testing.assert_close(light(halves), torch.tensor([[0.5, 0.0, 1.0]]))
 
 
-def test_faces_from_the_front(tmp_path: Path) -> None:
+def test_faces_from_the_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faces = tmp_path / "frontal"
     faces.mkdir()
     for person in range(10, 16):
@@ -92,9 +95,35 @@ def test_faces_from_the_front(tmp_path: Path) -> None:
     with (out / "results.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
     assert report["photos"] == len(rows) == 10
-    assert report["yaw_before"] == pytest.approx(np.mean([abs(float(row["yaw_before"])) for row in rows]), abs=1e-3)
+    column = {key: np.array([float(row[key]) for row in rows]) for key in rows[0] if key not in ("photo", "frontal")}
+    for when in ("before", "frontal", "after"):
+        assert report[f"yaw_{when}"] == pytest.approx(np.abs(column[f"yaw_{when}"]).mean(), abs=1e-3)
+    assert report["more_turned"] == pytest.approx(np.mean(np.abs(column["yaw_after"]) > np.abs(column["yaw_before"])))
+    parts = ("brightness", "left", "right")
+    lit, lit_after = (np.stack([column[f"{part}_{when}"] for part in parts], 1) for when in ("before", "after"))
+    assert report["light_change"] == pytest.approx(np.abs(lit - lit_after).mean(), abs=1e-3)
+    assert report["distance"] == pytest.approx(column["distance"].mean(), abs=1e-3)
+    assert report["nearer_to_photo"] == pytest.approx(np.mean(column["distance"] < column["distance_to_frontal"]))
+
+    strips = torch.from_numpy(np.stack([np.asarray(Image.open(out / f"{row['photo']}.png")) for row in rows]))
+    taken, given = (to_float(strips[:, :64, left : left + 64].movedim(-1, 1)) for left in (0, 66))
+    model, judge = load_model_of(OpenSetIPGAN, "zoo:quickstart"), build_judge(None, None)
+    own, other, result = (judge.embed(pictures) for pictures in (taken, given, model.recombine(taken, given)))
+    assert distance(own, result).numpy() == pytest.approx(column["distance"], abs=2e-3)
+    assert distance(other, result).numpy() == pytest.approx(column["distance_to_frontal"], abs=2e-3)
+    assert judge.everyday is not None
+    same = distance(own, other) < judge.everyday.unit.best_threshold
+    assert report["same_person_frontal"] == int(same.sum())
+    lights = [light(pictures) for pictures in (taken, given)]
+    assert lights[0].numpy() == pytest.approx(lit, abs=1e-3)
+    assert report["light_of_frontal"] == pytest.approx(float((lights[0] - lights[1]).abs().mean()), abs=1e-3)
     assert {row["frontal"] for row in rows} <= {str(person) for person in range(10, 16)}
     assert (out / "1.png").is_file()
-    options = ["--photo", str(photo(5)), "--frontal", str(faces), "--no-align", "--out", str(tmp_path / "one")]
+
+    alike = tmp_path / "alike"
+    alike.mkdir()
+    Image.open(photo(5, 2)).save(alike / "another.png")
+    options = ["--photo", str(photo(5)), "--frontal", str(alike), "--no-align", "--out", str(tmp_path / "one")]
     main(["frontalize", "--checkpoint", "zoo:quickstart", *options])
-    assert (tmp_path / "one" / "report.json").is_file()
+    assert json.loads((tmp_path / "one" / "report.json").read_text())["same_person_frontal"] == 1
+    assert "1 photos were given a frontal face that the judge takes for the same person" in capsys.readouterr().out

@@ -80,10 +80,11 @@ def test_what_is_trained_is_not_trained_again(
     monkeypatch.setattr(module.subprocess, "run", never)
     report = reproduce("ipgan-table3", trained, [recipe], ["full", "no_gc"], [7], "dlib")
     assert report["people"] == 4
-    real, full, _ = report["rows"]
+    real, full, without = report["rows"]
     assert {"dark"} <= full["kinds"].keys() == real["kinds"].keys()
     assert report["queries"] == 4 * 5 * len(full["kinds"])
     assert full["top1"] == pytest.approx(sum(full["kinds"].values()) / len(full["kinds"]))  # as many faces of each
+    assert without["behind_full"][0] <= full["top1"] - without["top1"] <= without["behind_full"][1]
     other = tmp_path / "small.yaml"
     other.write_text(recipe.read_text().replace("attribute_dim: 4", "attribute_dim: 5"))
     (tmp_path / "ablations").symlink_to(EXPERIMENTS / "ablations")
@@ -98,8 +99,8 @@ def test_several_trainings_of_a_variant_have_a_mean_and_an_interval(recipe: Path
     assert [run["seed"] for run in full["seeds"]] == [7, 8]
     one, other = (run["top1"] for run in full["seeds"])
     assert full["top1"] == pytest.approx((one + other) / 2)
-    half = 12.706 * abs(one - other) / 2  # Student's, one degree of freedom
-    assert (full["low"], full["high"]) == pytest.approx((full["top1"] - half, full["top1"] + half), rel=1e-3)
+    assert full["low"] <= min(one, other)  # trainings are drawn anew, so now and then one of them alone
+    assert full["high"] >= max(one, other)
 
 
 def test_the_figure_and_the_last_table_take_photos_of_others(
@@ -206,7 +207,8 @@ def test_a_training_that_was_stopped_goes_on(recipe: Path, monkeypatch: pytest.M
         ({"variants": ["no_gc"]}, "'full' is what the others"),
         ({"seeds": [1, 1]}, "--seeds 1 1"),
         ({"what": "ipgan-table5"}, "there is no 'ipgan-table5'"),
-        ({"judge": "foo"}, "no recogniser 'foo'"),
+        ({"judge": "foo", "variants": ["full"]}, "no recogniser 'foo'"),
+        ({}, "no_u leaves out the unlabelled photos, but --config .*quickstart.yaml has no share of them"),
         ({"what": "ipgan-fig4", "photos": Path("nobody")}, "--photos nobody"),
         (
             {"config": [EXPERIMENTS / "label_dcgan.yaml"]},

@@ -15,6 +15,7 @@ from idface.report.page import SUMMARY, write_report
 FIGURES = {
     "similarity_to_source": 0.912,
     "similarity_to_attributes": 0.861,
+    "similarity_to_gallery": 0.884,
     "real_same": 0.973,
     "real_different": 0.853,
     "nearer_to_source": 0.93,
@@ -52,7 +53,7 @@ def finish(run: Path, independent: bool) -> None:
 def test_a_finished_run_shows_figures_judge_grids_and_curves(run: Path) -> None:
     finish(run, independent=True)
     page = write_report(run).read_text("utf-8")
-    for text in ("0.912", "0.861", "93.0 %", "41.0 %", "2.5 %", "99.5 %", "160, 40", "dlib", "0123456789ab"):
+    for text in ("0.912", "0.861", "0.884", "93.0 %", "41.0 %", "2.5 %", "99.5 %", "160, 40", "dlib", "0123456789ab"):
         assert text in page, text
     assert page.count("data:image/png;base64,") == 2
     assert page.count("data:image/svg+xml;base64,") == 2
