@@ -104,8 +104,9 @@ def detect_adversarial(
     Writes into `out`, after each row: `table.csv`, for each attack and threshold: `confused`, pairs that need no
     attack; `success`; `rms_change` of the photo, `rms_drift` of its reconstruction; `accuracy` (the mean of both
     kinds', with a 95 % interval by drawing the people shown anew) and `auc` of an SVM that was trained on this attack,
-    and `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of SVMs that see one of both. And `report.json`; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and
-    reconstructions of both. Attacked photos are rounded to 256 levels before anything looks at them.
+    and `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of SVMs that see one of both.
+    And `report.json`; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and reconstructions of both. Attacked
+    photos are rounded to 256 levels before anything looks at them.
 
     Args:
         checkpoint: of an OpenSetIPGAN, or `zoo:NAME`.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from data_modules.orl import ORLDataModule
+from data_modules.orl import ORLDataModule, orl_root
 from idface.checkpoints import load_model
 from idface.cli import main
 from idface.metrics.identification import found
 from idface.protocols import reproduce as module
 from idface.protocols.reproduce import choose_gallery, draw_queries, kinds_of, reproduce, train_variant
-from idface.protocols.sources import held_out_people, unseen_people
+from idface.protocols.sources import data_of_recipe, held_out_people, unseen_people
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -198,6 +199,29 @@ def test_a_training_that_was_stopped_goes_on(recipe: Path, monkeypatch: pytest.M
     assert not (tmp_path / "full-3.begun.json").exists()
     assert sorted(path.name for path in (tmp_path / "full-3").iterdir()) == ["0"]  # one run, in two parts
     assert (tmp_path / "full-3/0/fit-2").is_dir()
+
+
+def test_unlabelled_photos_of_a_folder_have_their_share_but_in_the_variant_without(
+    recipe: Path, tmp_path: Path
+) -> None:
+    for person in range(1, 13):
+        name = "unlabelled" if person > 8 else f"s{person}"
+        for photo in range(1, 5):
+            (tmp_path / "faces" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(orl_root() / f"s{person}/{photo}.pgm", tmp_path / f"faces/{name}/{person}-{photo}.pgm")
+    content = yaml.safe_load(recipe.read_text())
+    split = {"val_identities": 1, "test_identities": 1, "held_out_photos": 0}
+    share = {"class_path": "UnlabelledShare", "init_args": {"share": 0.25}}
+    folder = {"root": str(tmp_path / "faces"), "align": False, "image_size": 32, "batch_size": 4, "sampler": share}
+    content["data"] = {"class_path": "FaceFolderDataModule", "init_args": folder | split}
+    (tmp_path / "folder.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "ablations").symlink_to(EXPERIMENTS / "ablations")
+    for variant, expected in (("full", 1), ("no_u", 0)):
+        checkpoint = train_variant(variant, 0, [tmp_path / "folder.yaml"], tmp_path / "models")
+        data = data_of_recipe(checkpoint.parents[1] / "config.yaml", None)
+        batches = [int((batch["identity"] < 0).sum()) for batch in data.train_dataloader()]
+        assert len(batches) > 3
+        assert set(batches) == {expected}
 
 
 @pytest.mark.parametrize(
