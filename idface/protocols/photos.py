@@ -15,9 +15,13 @@ from data_modules.batch import to_float
 from data_modules.photos import CentreReader, Photo, PhotoError, Rejected, open_photo
 from idface.files import write_csv
 from idface.pictures import Picture
-from idface.recognition.alignment import SURE, FaceDetector, main_face, warp_face
+from idface.recognition.alignment import FACE_TEMPLATE, FIT_POINTS, SURE, FaceDetector, main_face, warp_face
 
 log = logging.getLogger(__name__)
+
+MOST_OFF = 0.08
+"""Sides by which an aligned face's landmarks may be off on average: of LFW aligned photos come to 0.05 at most, whole
+ones to 0.11 at least."""
 
 
 class Faces(NamedTuple):
@@ -34,7 +38,9 @@ class Faces(NamedTuple):
 def read_faces(
     path: Path, option: str, size: int, detector: FaceDetector | None, rejected: list[Rejected], out: Path
 ) -> Faces:
-    """The usable faces of a photo, or of all photos in a folder and its own folders; warns of photos of several faces.
+    """The usable faces of a photo, or of all photos in a folder and its own folders.
+
+    Warns of photos of several faces, and where the first of photos that should be aligned is not.
 
     Args:
         path: the photo or folder.
@@ -69,6 +75,12 @@ def read_faces(
     if not pictures:
         reasons = "; ".join(f"{file}: {reason}" for file, reason in own[:3]) or "the folder holds no files"
         raise ValueError(f"{option} {path}: no photo in it can be used ({reasons}). Expected photos that show a face")
+    if detector is None and _off(pictures[0]) > MOST_OFF:
+        log.warning(
+            "%s: %s, taken as it is, does not show its face where aligned photos do: leave --no-align out",
+            option,
+            next(file for file in files if file not in {each.path for each in own}),
+        )
     if several:
         log.warning(
             "%s: %s shows several faces%s: the large one near the middle is taken; cut out another to take it",
@@ -92,6 +104,14 @@ def write_rejected(out: Path, rejected: Sequence[Rejected]) -> None:
     if rejected:
         write_csv(out / "rejected.csv", ("file", "reason"), rejected)
         log.warning("%d photos cannot be used; see %s", len(rejected), out / "rejected.csv")
+
+
+def _off(picture: Picture) -> float:
+    """How far a face's landmarks lie from where they are in aligned pictures, in sides; 0 where none is found."""
+    landmarks = FaceDetector().detect([picture])[0]
+    if landmarks is None:
+        return 0.0
+    return float(np.linalg.norm((landmarks + 0.5) / len(picture) - FACE_TEMPLATE, axis=1)[list(FIT_POINTS)].mean())
 
 
 def _face(file: Path, size: int, detector: FaceDetector | None) -> tuple[Picture, int]:

@@ -14,6 +14,7 @@ from idface.checkpoints import CheckpointError, load_model
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.pictures import is_marked_synthetic
 from idface.protocols.recombine import in_words, recombine
+from idface.recognition.alignment import FaceDetector, warp_face
 
 
 @pytest.fixture
@@ -144,3 +145,15 @@ def test_of_several_faces_in_a_photo_the_main_one_is_taken_and_that_is_said(
 def test_a_model_without_a_judge_says_so() -> None:
     report = {"people": 1, "faces": 2, "judge": {"name": None, "independent": True}}
     assert in_words(report) == ["2 faces of 1 identity photos; the model has no judge to say who they are"]
+
+
+def test_whole_photos_taken_for_aligned_ones_are_told(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    face = np.asarray(Image.open(photos / "a/1.png").convert("RGB"))
+    aligned = warp_face(face, FaceDetector().detect([face])[0], 128)
+    Image.fromarray(aligned).save(photos / "aligned.png")
+    Image.fromarray(np.pad(aligned, ((40, 40), (40, 40), (0, 0)), mode="edge")).save(photos / "whole.png")
+    recombine("zoo:quickstart", photos / "whole.png", photos / "aligned.png", photos / "out", align=False)
+    assert [record.getMessage() for record in caplog.records if "--no-align" in record.message] == [
+        f"--identity: {photos / 'whole.png'}, taken as it is, does not show its face where aligned photos do: leave "
+        "--no-align out"
+    ]
