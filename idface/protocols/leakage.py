@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 from data_modules.batch import to_float
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
+from idface.latent.arithmetic import FACE_BOX
 from idface.metrics.identification import drawn_anew, middle, resampled_shares
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.protocols.sources import People, strangers
 
 BATCH = 256
 HIDDEN = 256
+SPLITS = 5
+BLOCKS = 8
 FEWEST = 4
 """Photos of a person, half to train on and half to ask for; people with fewer are left out."""
 
@@ -27,6 +31,7 @@ class Curves(NamedTuple):
     train: list[float]
     val: list[float]
     right: Tensor  # bool, of the others, after the last epoch
+    whose: Tensor  # whom they show
 
 
 def leakage(
@@ -34,13 +39,15 @@ def leakage(
 ) -> dict[str, Any]:
     """Train a multilayer perceptron to tell people apart by their photos' f_A, for each model.
 
-    Half of each person's photos, drawn at random, are trained on, the others asked for; the same ones for all models.
+    Half of each person's photos, drawn at random, are trained on, the others asked for, `SPLITS` times; the same ones
+    for all models. What photos of a person share, such as the place and the day, is no identity and yet tells of it:
+    beside the models stands what the surroundings of the face tell.
 
     f_A is taken as it is used after training, the mean, and as G learns from it, a draw (without L_KL the mean).
 
     Writes into `out`: `curves.csv` and `curves.png`, accuracies after each epoch; `report.json`, for each model the
     last ones (of the others a 95 % interval, by drawing people anew), beside chance and the share of the most frequent
-    person among the photos asked for, and the same of f_I, which is to tell people.
+    person among the photos asked for, and the same of f_I, which is to tell people, and of the `surroundings`.
 
     Args:
         checkpoints: of OpenSetIPGANs, by what they are called.
@@ -62,24 +69,28 @@ def leakage(
     report: dict[str, Any] = {"photos": photos and str(photos), "epochs": epochs, "seed": seed, "models": {}}
     rows: list[tuple[object, ...]] = []
     drawn: dict[str, Curves] = {}
+
+    def ask(name: str, vector: str, features: Tensor, person: Tensor) -> dict[str, float]:
+        curves = [probe(features, person, *halves(person, seed + split), epochs, seed) for split in range(SPLITS)]
+        train, val = (np.mean([getattr(each, kind) for each in curves], axis=0).tolist() for kind in ("train", "val"))
+        whole = Curves(
+            train, val, *(torch.cat([getattr(each, kind) for each in curves]) for kind in ("right", "whose"))
+        )
+        drawn[f"{name}, {vector}" if name else vector] = whole
+        rows.extend((name, vector, epoch, *both) for epoch, both in enumerate(zip(train, val, strict=True), 1))
+        low, high = middle(resampled_shares(whole.right, drawn_anew(1 + int(person.max()), 0)[:, whole.whose]))
+        return {"train": train[-1], "val": val[-1], "low": low, "high": high}
+
     for name, model in models.items():
         people = with_enough_photos(strangers(photos, checkpoints[name], model.image_size, model.photos_digest))
-        trained, asked = halves(people.person, seed)
         found: dict[str, Any] = {"checkpoint": checkpoints[name]}
         for vector, features in vectors(model, people.images, seed).items():
-            curves = probe(features, people.person, trained, asked, epochs, seed)
-            low, high = middle(
-                resampled_shares(curves.right, drawn_anew(len(people.names), 0)[:, people.person[asked]])
-            )
-            found[vector] = {"train": curves.train[-1], "val": curves.val[-1], "low": low, "high": high}
-            drawn[f"{name}, {vector}"] = curves
-            rows += [
-                (name, vector, epoch, *accuracies)
-                for epoch, accuracies in enumerate(zip(curves.train, curves.val, strict=True), 1)
-            ]
+            found[vector] = ask(name, vector, features, people.person)
         report["models"][name] = found
         report |= {"people": len(people.names), "chance": 1 / len(people.names)}
-        report["most_frequent"] = float(people.person[asked].bincount().max() / len(asked))
+        report["most_frequent"] = _most_frequent(people.person, seed)
+        if "surroundings" not in report:
+            report["surroundings"] = ask("", "surroundings", surroundings(people.images), people.person)
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "curves.csv", ("model", "vector", "epoch", "train", "val"), rows)
     _plot(drawn, report["chance"], out / "curves.png")
@@ -129,6 +140,19 @@ def vectors(model: OpenSetIPGAN, images: Tensor, seed: int) -> dict[str, Tensor]
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
+def surroundings(images: Tensor) -> Tensor:
+    """What photos, uint8 (N, 3, S, S), show around the face, as means of 8 x 8 blocks, of which it has none: (N, D)."""
+    photos = to_float(images)
+    low, high = (round(edge * photos.shape[-1]) for edge in FACE_BOX)
+    photos[..., low:high, low:high] = 0
+    return F.adaptive_avg_pool2d(photos, BLOCKS).flatten(1)
+
+
+def _most_frequent(person: Tensor, seed: int) -> float:
+    asked = halves(person, seed)[1]
+    return float(person[asked].bincount().max() / len(asked))
+
+
 def probe(features: Tensor, person: Tensor, trained: Tensor, asked: Tensor, epochs: int, seed: int) -> Curves:
     """What a multilayer perceptron learns of people from vectors.
 
@@ -165,7 +189,7 @@ def probe(features: Tensor, person: Tensor, trained: Tensor, asked: Tensor, epoc
                 right = network(features).argmax(1) == person
             train.append(float(right[trained].float().mean()))
             val.append(float(right[asked].float().mean()))
-    return Curves(train, val, right[asked])
+    return Curves(train, val, right[asked], person[asked])
 
 
 def _plot(drawn: Mapping[str, Curves], chance: float, path: Path) -> None:

@@ -274,7 +274,7 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
                 for vector in ("f_A", "f_A drawn", "f_I")
             )
             for name, found in report["models"].items()
-        ]
+        ] + [f"by what is around the face {report['surroundings']['val']:.1%}, whoever it shows"]
     if report["what"] == "ipgan-table4":
         from idface.protocols.adversarial import in_words as of_detection
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from idface.protocols.leakage import halves, leakage, probe, with_enough_photos
+from idface.protocols.leakage import halves, leakage, probe, surroundings, with_enough_photos
 from idface.protocols.sources import People
 
 
@@ -52,8 +52,21 @@ def test_models_are_asked_on_the_same_photos(tmp_path: Path, face_folder: Path) 
     assert report["models"]["full"]["f_I"]["val"] > 0.6
     with (tmp_path / "out/curves.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
-    assert len(rows) == 2 * 3 * 30
+    assert len(rows) == (2 * 3 + 1) * 30
+    assert rows[-1]["vector"] == "f_I"
     assert report["models"]["full"]["f_I"]["val"] > report["models"]["full"]["f_A drawn"]["val"]
     assert report["most_frequent"] == pytest.approx(1 / 6)
     assert json.loads((tmp_path / "out/report.json").read_text())["chance"] == 1 / 6
     assert (tmp_path / "out/curves.png").is_file()
+    told = report["models"]["full"]["f_I"]
+    assert told["low"] <= told["val"] <= told["high"]
+
+
+def test_surroundings_hold_nothing_of_the_face() -> None:
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    images[1] = images[0]
+    images[1, :, 13:51, 13:51] = 0
+    one, other = surroundings(images)
+    assert torch.equal(one, other)
+    images[1, :, 0, 0] = 255 - images[1, :, 0, 0]
+    assert not torch.equal(*surroundings(images))
