@@ -311,6 +311,7 @@ def _add_reproduce(verbs: Any) -> None:
         help="fig4 and table4: a prepared set of people unseen in training (those whom the recipe's data hold out)",
     )
     reproduce.add_argument("--pairs", type=_count, metavar="N", help="table4: of photos (300)")
+    reproduce.add_argument("--steps", type=_count, metavar="N", help="table4: of each attack (100)")
     reproduce.add_argument("--out", type=_folder, required=True, metavar="DIR", help="models and results")
     reproduce.set_defaults(run=_reproduce, goes_on=True)
 

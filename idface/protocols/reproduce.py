@@ -109,6 +109,7 @@ def reproduce(
     photos: Path | None = None,
     classifier: str | None = None,
     pairs: int | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, under equal budgets, and measure it.
 
@@ -125,6 +126,7 @@ def reproduce(
         classifier: of the tables 2 and 3, checkpoint of the AttributeClassifier that says what photos show; None for
             `zoo:attributes`.
         pairs: of `ipgan-table4`; None for 300.
+        steps: of `ipgan-table4`'s attacks; None for 100.
 
     Returns:
         What the `report.json` of the table or figure holds.
@@ -146,6 +148,7 @@ def reproduce(
     without_effect = {
         "--photos": photos is not None and identifies,
         "--pairs": pairs is not None and what != "ipgan-table4",
+        "--steps": steps is not None and what != "ipgan-table4",
         "--judge": judge is not None and not identifies,
         "--classifier": classifier is not None and not identifies,
     }
@@ -177,7 +180,9 @@ def reproduce(
         of = {variant: str(checkpoints[seeds[0]]) for variant, checkpoints in trained.items()}
         report = about | leakage(of, photos, folder, seed=seeds[0])
     elif what == "ipgan-table4":
-        report = about | detect_adversarial(str(trained["full"][seeds[0]]), photos, folder, pairs or 300, seed=seeds[0])
+        checkpoint = str(trained["full"][seeds[0]])
+        effort = {"pairs": pairs or 300, "steps": steps or 100}
+        report = about | detect_adversarial(checkpoint, photos, folder, **effort, seed=seeds[0])
     else:
         classifier = classifier or "zoo:attributes"
         report = about | _identification(what == "ipgan-table2", trained, folder, judge, classifier)

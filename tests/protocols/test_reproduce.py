@@ -125,9 +125,9 @@ def test_the_figure_and_the_last_table_take_photos_of_others(
 
     seen: list[Any] = []
     monkeypatch.setattr(module, "detect_adversarial", lambda *given, **named: seen.append((given, named)) or {})
-    table = reproduce("ipgan-table4", tmp_path, [recipe], pairs=7)
+    table = reproduce("ipgan-table4", tmp_path, [recipe], pairs=7, steps=9)
     assert asked[-1] == "full"
-    assert seen == [((str(checkpoint), None, tmp_path / "ipgan-table4", 7), {"seed": 0})]
+    assert seen == [((str(checkpoint), None, tmp_path / "ipgan-table4"), {"pairs": 7, "steps": 9, "seed": 0})]
     assert table["paper"] == module.PAPER["ipgan-table4"]
 
 
@@ -146,6 +146,7 @@ def test_people_who_were_trained_on_are_told(
     [
         ("ipgan-table2", {"photos": Path()}, "--photos has no effect on ipgan-table2"),
         ("ipgan-table3", {"pairs": 3}, "--pairs has no effect on ipgan-table3"),
+        ("ipgan-fig4", {"steps": 3}, "--steps has no effect on ipgan-fig4"),
         ("ipgan-fig4", {"judge": "dlib"}, "--judge has no effect on ipgan-fig4"),
         ("ipgan-table4", {"classifier": "zoo:attributes"}, "--classifier has no effect on ipgan-table4"),
         ("ipgan-fig4", {"seeds": [1, 2]}, "--seeds 1 2: ipgan-fig4 is of one training"),
