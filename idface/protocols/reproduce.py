@@ -181,8 +181,7 @@ def reproduce(
         report = about | leakage(of, photos, folder, seed=seeds[0])
     elif what == "ipgan-table4":
         checkpoint = str(trained["full"][seeds[0]])
-        effort = {"pairs": pairs or 300, "steps": steps or 100}
-        report = about | detect_adversarial(checkpoint, photos, folder, **effort, seed=seeds[0])
+        report = about | detect_adversarial(checkpoint, photos, folder, pairs or 300, steps=steps or 100, seed=seeds[0])
     else:
         classifier = classifier or "zoo:attributes"
         report = about | _identification(what == "ipgan-table2", trained, folder, judge, classifier)

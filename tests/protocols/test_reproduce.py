@@ -127,7 +127,7 @@ def test_the_figure_and_the_last_table_take_photos_of_others(
     monkeypatch.setattr(module, "detect_adversarial", lambda *given, **named: seen.append((given, named)) or {})
     table = reproduce("ipgan-table4", tmp_path, [recipe], pairs=7, steps=9)
     assert asked[-1] == "full"
-    assert seen == [((str(checkpoint), None, tmp_path / "ipgan-table4"), {"pairs": 7, "steps": 9, "seed": 0})]
+    assert seen == [((str(checkpoint), None, tmp_path / "ipgan-table4", 7), {"steps": 9, "seed": 0})]
     assert table["paper"] == module.PAPER["ipgan-table4"]
 
 
