@@ -63,9 +63,15 @@ def yaw_degrees(landmarks: Tensor) -> Tensor:
     return (aside / NOSE_DEPTH).atan().rad2deg()
 
 
+def face_box(side: int) -> tuple[int, int]:
+    """First row, and column, of `FACE_BOX` in pictures of a side, and the one after the last."""
+    low, high = (round(edge * side) for edge in FACE_BOX)
+    return low, high
+
+
 def brightness(images: Tensor) -> Tensor:
     """Mean luma (ITU-R BT.601) of faces (B, 3, S, S) in [-1, 1] inside `FACE_BOX`: (B,), 0 black to 1 white."""
-    low, high = (round(edge * images.shape[-1]) for edge in FACE_BOX)
+    low, high = face_box(images.shape[-1])
     return (rgb_to_grayscale(images[..., low:high, low:high].float()).mean((1, 2, 3)) + 1) / 2
 
 

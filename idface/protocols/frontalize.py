@@ -10,7 +10,7 @@ from torch import Tensor
 from data_modules.photos import Rejected
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
-from idface.latent.arithmetic import FACE_BOX, FaceMeter
+from idface.latent.arithmetic import FaceMeter, face_box
 from idface.latent.results import captioned, standing
 from idface.modules.attributes import AttributeClassifier
 from idface.modules.ipgan import OpenSetIPGAN
@@ -156,7 +156,7 @@ def in_words(report: dict[str, Any]) -> list[str]:
 
 def light(images: Tensor) -> Tensor:
     """How faces (B, 3, S, S) in [-1, 1] are lit: (B, 3), the brightness from 0 to 1 of all, and of either half."""
-    low, high = (round(edge * images.shape[-1]) for edge in FACE_BOX)
+    low, high = face_box(images.shape[-1])
     grey = rgb_to_grayscale(images[..., low:high, low:high].float())[:, 0] / 2 + 0.5
     left, right = grey.chunk(2, dim=-1)
     return torch.stack([part.mean((1, 2)) for part in (grey, left, right)], 1)

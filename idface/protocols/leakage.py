@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data_modules.batch import to_float
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
-from idface.latent.arithmetic import FACE_BOX
+from idface.latent.arithmetic import face_box
 from idface.metrics.identification import drawn_anew, middle, resampled_shares
 from idface.modules.ipgan import OpenSetIPGAN
 from idface.protocols.sources import People, strangers
@@ -143,7 +143,7 @@ def vectors(model: OpenSetIPGAN, images: Tensor, seed: int) -> dict[str, Tensor]
 def surroundings(images: Tensor) -> Tensor:
     """What photos, uint8 (N, 3, S, S), show around the face, as means of 8 x 8 blocks, of which it has none: (N, D)."""
     photos = to_float(images)
-    low, high = (round(edge * photos.shape[-1]) for edge in FACE_BOX)
+    low, high = face_box(photos.shape[-1])
     photos[..., low:high, low:high] = 0
     return F.adaptive_avg_pool2d(photos, BLOCKS).flatten(1)
 

@@ -22,7 +22,7 @@ from data_modules.batch import to_float
 from data_modules.people import plain_name
 from idface.checkpoints import best_device, load_model_of
 from idface.files import write_csv, write_json
-from idface.latent.arithmetic import FACE_BOX, FaceMeter
+from idface.latent.arithmetic import FaceMeter, face_box
 from idface.metrics.identification import drawn_anew, middle, resampled_shares
 from idface.metrics.identification import found as found_by
 from idface.metrics.preservation import AttributePreservation, describe_faces
@@ -463,7 +463,7 @@ def draw_queries(person: Tensor, gallery: Tensor, kinds: Sequence[Tensor], seed:
 
 def describe(images: Tensor, meter: FaceMeter) -> tuple[Tensor, Tensor]:
     """The meter's scores (N, K) of faces, uint8 (N, 3, S, S), and what `AttributePreservation` compares, (N, D)."""
-    low, high = (round(edge * images.shape[-1]) for edge in FACE_BOX)
+    low, high = face_box(images.shape[-1])
     device = next(meter.network.parameters()).device
     found = []
     for part in images.split(BATCH):
