@@ -56,8 +56,8 @@ COLUMNS = (
 )
 PGD_LIMIT = 16 / 255
 """Largest change of a pixel by PGD, in units of the range from black to white."""
-MARGIN = 0.98
-"""Of a threshold: attacks aim below it, for pictures are rounded to 256 levels afterwards."""
+MARGIN = 0.99
+"""Of a threshold: attacks aim a little below it."""
 AWARE = 10.0
 """What a pixel of the reconstruction weighs beside one of the photo, to an attack that knows the detector."""
 MOST_CALIBRATED = 2000
@@ -420,7 +420,7 @@ def smallest_change(
     period = max(1, steps // ADJUSTED)
     for step in range(steps + 1):
         moved = (images + torch.stack(changes)).clamp(-1, 1)
-        excess = distance(recognizer(moved), targets) - MARGIN * threshold
+        excess = distance(recognizer(rounded(moved)), targets) - MARGIN * threshold
         size = (moved - images).square().flatten(1).mean(1)
         if keep is not None:
             size = size + weight * (keep(moved) - before).square().flatten(1).mean(1)
@@ -445,6 +445,12 @@ def smallest_change(
     return best
 
 
+def rounded(images: Tensor) -> Tensor:
+    """Images in [-1, 1] with 256 levels, as attacks are kept; gradients pass as if they were not rounded."""
+    kept = images.detach()
+    return images + (to_float(to_uint8(kept)) - kept)
+
+
 class _SamePerson(nn.Module):
     """Verification as a classifier of two classes, which is what libraries attack: 0 another person, 1 the target."""
 
@@ -456,7 +462,7 @@ class _SamePerson(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, 2) of pictures (B, 3, S, S), one for each target."""
-        excess = distance(self.recognizer(image), self.targets) - self.threshold
+        excess = distance(self.recognizer(rounded(image)), self.targets) - self.threshold
         return torch.stack([excess, -excess], 1)
 
 

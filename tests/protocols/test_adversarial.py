@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data_modules.batch import to_float
+from data_modules.batch import to_float, to_uint8
 from data_modules.orl import orl_root
 from idface.cli import main
 from idface.modules.ipgan import OpenSetIPGAN
@@ -29,6 +29,7 @@ from idface.protocols.adversarial import (
     identity_network,
     judged,
     patterns,
+    rounded,
     smallest_change,
 )
 from idface.protocols.sources import People
@@ -108,6 +109,21 @@ def test_the_change_is_about_as_small_as_can_be_for_a_real_recogniser_too() -> N
         )
     )
     assert float((own / other).max()) < 1.1
+
+
+def test_attacks_survive_rounding() -> None:
+    images, recognizer = some(6, 0), Means()
+    targets = recognizer(some(6, 1)).detach()
+    threshold = 0.97 * float(distance(recognizer(images), targets).max())  # changes of few levels
+    for changed in (
+        smallest_change(recognizer, images, targets, threshold, 100),
+        _by_foolbox("ddn", recognizer, images, targets, threshold, 100),
+    ):
+        assert bool((distance(recognizer(to_float(to_uint8(changed))), targets) < threshold).all())
+    levels = rounded(images)
+    torch.testing.assert_close(levels, to_float(to_uint8(images)), rtol=0, atol=1e-6)
+    moved = images.clone().requires_grad_()
+    assert torch.equal(torch.autograd.grad(rounded(moved).sum(), moved)[0], torch.ones_like(moved))
 
 
 def test_what_knows_the_detector_keeps_the_reconstruction() -> None:
