@@ -101,29 +101,20 @@ def test_the_change_is_about_as_small_as_can_be_for_a_real_recogniser_too() -> N
     images, recognizer = to_float(torch.from_numpy(np.stack(faces)).movedim(-1, 1)), DlibResNet()
     targets = recognizer(images.roll(1, 0)).detach()
     threshold = 0.5 * float(distance(recognizer(images), targets).min())
-    own, other = (
-        (each - images).square().flatten(1).sum(1).sqrt()
-        for each in (
-            smallest_change(recognizer, images, targets, threshold, 100),
-            _by_foolbox("ddn", recognizer, images, targets, threshold, 100),
-        )
+    changed = (
+        smallest_change(recognizer, images, targets, threshold, 100),
+        _by_foolbox("ddn", recognizer, images, targets, threshold, 100),
     )
+    for each in changed:  # as a picture, too: some levels of 256 are all that is changed
+        assert bool((distance(recognizer(to_float(to_uint8(each))), targets) < threshold).all())
+    own, other = ((each - images).square().flatten(1).sum(1).sqrt() for each in changed)
     assert float((own / other).max()) < 1.1
 
 
-def test_attacks_survive_rounding() -> None:
-    images, recognizer = some(6, 0), Means()
-    targets = recognizer(some(6, 1)).detach()
-    threshold = 0.97 * float(distance(recognizer(images), targets).max())  # changes of few levels
-    for changed in (
-        smallest_change(recognizer, images, targets, threshold, 100),
-        _by_foolbox("ddn", recognizer, images, targets, threshold, 100),
-    ):
-        assert bool((distance(recognizer(to_float(to_uint8(changed))), targets) < threshold).all())
-    levels = rounded(images)
-    torch.testing.assert_close(levels, to_float(to_uint8(images)), rtol=0, atol=1e-6)
-    moved = images.clone().requires_grad_()
-    assert torch.equal(torch.autograd.grad(rounded(moved).sum(), moved)[0], torch.ones_like(moved))
+def test_rounding_is_not_seen_by_gradients() -> None:
+    images = some(6, 0).requires_grad_()
+    torch.testing.assert_close(rounded(images), to_float(to_uint8(images.detach())), rtol=0, atol=1e-6)
+    assert torch.equal(torch.autograd.grad(rounded(images).sum(), images)[0], torch.ones_like(images))
 
 
 def test_what_knows_the_detector_keeps_the_reconstruction() -> None:
