@@ -52,6 +52,7 @@ COLUMNS = (
     "accuracy_trained_on_eq8",
     "accuracy_of_input",
     "accuracy_of_reconstruction",
+    "accuracy_of_judge",
     "faces",
 )
 PGD_LIMIT = 16 / 255
@@ -109,7 +110,9 @@ def detect_adversarial(
     Writes into `out`, after each row: `table.csv`, for each attack and threshold: `confused`, pairs that need no
     attack; `success`; `rms_change` of the photo, `rms_drift` of its reconstruction; `accuracy` (the mean of both
     kinds', with a 95 % interval by drawing the people shown anew) and `auc` of an SVM that was trained on this attack,
-    and `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of SVMs that see one of both.
+    and `accuracy_trained_on_eq8`; `accuracy_of_input` and `accuracy_of_reconstruction`, of SVMs that see one of both;
+    `accuracy_of_judge`, of one that sees how far apart the model's judge, if it has one and is not attacked itself,
+    takes input and reconstruction to be (not in the paper).
     And `report.json`; `roc.png`; `faces-<attack>.png`, photos, attacked photos, and reconstructions of both. Attacked
     photos are rounded to 256 levels before anything looks at them.
 
@@ -159,6 +162,8 @@ def detect_adversarial(
     curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     of_eq8: dict[float, tuple[NDArray[np.float32], Tensor]] = {}
     apart, before = distance(target.embed(honest), embedded), _reconstructed(model, honest)
+    judge = model.judge if model.judge is None or model.judge.fingerprint() != target.fingerprint() else None
+    plain_unlike = None if judge is None else _unlike(judge, honest, before)
     for attack in sorted(attacks, key=ATTACKS.index):  # eq8 first: the others are also judged by its SVM
         changed: Tensor | None = None
         for number, threshold in enumerate(thresholds):
@@ -173,14 +178,17 @@ def detect_adversarial(
             found: dict[str, Any] = {"attack": attack, "threshold": threshold, "confused": int((~is_pair).sum())}
             found["success"] = len(kept) / max(1, int(is_pair.sum()))
             if len(kept):
-                drift = _reconstructed(model, changed[kept]) - before[kept]
+                after = _reconstructed(model, changed[kept])
                 found["rms_change"] = _rms(changed[kept] - honest[kept])
-                found["rms_drift"] = _rms(drift)
+                found["rms_drift"] = _rms(after - before[kept])
                 features, made_of = features_of(model, changed[kept]), kept.cpu()
                 if attack == "eq8":
                     of_eq8[threshold] = features, fold[made_of]
                 own, curve = detected(plain, features, made_of, person, fold, of_eq8.get(threshold))
                 found |= own
+                if curve is not None and judge is not None and plain_unlike is not None:
+                    unlike = _unlike(judge, changed[kept], after)
+                    found["accuracy_of_judge"] = accuracy(*judged(plain_unlike, unlike, fold, fold[made_of]))
                 if curve is not None:
                     curves[f"{attack}, {threshold:.3f}"] = curve
             rows.append(found)
@@ -231,6 +239,12 @@ def _rms(change: Tensor) -> float:
     return float((change / 2).square().mean((1, 2, 3)).sqrt().mean())
 
 
+def _unlike(judge: Recognizer, images: Tensor, results: Tensor) -> NDArray[np.float32]:
+    """The judge's distance of each image to its reconstruction, (N, 1)."""
+    found: NDArray[np.float32] = distance(judge.embed(images), judge.embed(results))[:, None].cpu().numpy()
+    return found
+
+
 @torch.no_grad()
 def _reconstructed(model: OpenSetIPGAN, images: Tensor) -> Tensor:
     return torch.cat([model.reconstruct(part) for part in images.split(BATCH)])
@@ -249,6 +263,8 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
             line += f" (change {row['rms_change']:.4f}); {row['accuracy']:.1%} told right "
             line += f"({row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), AUC {row['auc']:.3f}; "
             line += f"by the input alone {row['accuracy_of_input']:.1%}"
+            if "accuracy_of_judge" in row:
+                line += f"; by a second recogniser's eyes {row['accuracy_of_judge']:.1%}"
             if row["attack"] != "eq8" and "accuracy_trained_on_eq8" in row:
                 line += f"; by an SVM that knows eq8 alone {row['accuracy_trained_on_eq8']:.1%}"
         lines.append(line)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from data_modules.batch import to_float, to_uint8
 from data_modules.orl import orl_root
+from idface.checkpoints import load_model_of
 from idface.cli import main
 from idface.modules.ipgan import OpenSetIPGAN
+from idface.protocols import adversarial
 from idface.protocols.adversarial import (
     FOLDS,
     PATTERNS,
@@ -27,6 +29,7 @@ from idface.protocols.adversarial import (
     draw_pairs,
     figures_of,
     identity_network,
+    in_words,
     judged,
     patterns,
     rounded,
@@ -243,6 +246,7 @@ def test_the_whole_on_a_few_people(tmp_path: Path) -> None:
     assert 0 <= report["results"][0]["accuracy"] <= 1
     assert 0 < report["results"][0]["rms_change"] < 0.2
     assert report["is_models_identity"] is True
+    assert "accuracy_of_judge" not in report["results"][0]  # dlib is attacked, and judges
     assert "accuracy_trained_on_eq8" in report["results"][1]
     assert (out / "faces-eq8.png").is_file()
     assert (out / "roc.png").is_file()
@@ -250,3 +254,22 @@ def test_the_whole_on_a_few_people(tmp_path: Path) -> None:
         detect_adversarial("zoo:quickstart", tmp_path / "set", out, thresholds=[5])
     with pytest.raises(ValueError, match="--attacks has fgsm"):
         detect_adversarial("zoo:quickstart", tmp_path / "set", out, attacks=["fgsm"])
+
+
+def test_a_second_recogniser_compares_photo_and_reconstruction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for person in range(1, 13):
+        shutil.copytree(orl_root() / f"s{person}", tmp_path / f"set/faces/s{person}")
+    model = load_model_of(OpenSetIPGAN, "zoo:quickstart")
+    model.judge = Means()
+    monkeypatch.setattr(adversarial, "load_model_of", lambda *_: model)
+    options = {"pairs": 6, "attacks": ["eq8"], "thresholds": [0.15], "steps": 10}
+    (row,) = detect_adversarial("", tmp_path / "set", tmp_path / "out", **options)["results"]
+    assert 0 <= row["accuracy_of_judge"] <= 1
+    assert (
+        "by a second recogniser's eyes"
+        in in_words({"results": [row], "pairs": 6, "recognizer": "", "is_models_identity": 1})[1]
+    )
+    images, others = some(4, 0), some(4, 1)
+    assert float(adversarial._unlike(model.judge, images, images).max()) < 1e-5
+    assert adversarial._unlike(model.judge, images, others).shape == (4, 1)
+    assert float(adversarial._unlike(model.judge, images, others).min()) > 0.01
