@@ -53,8 +53,8 @@ def doubles(data: Path, out: Path, recognizer: str = "dlib", share: float = 1e-3
     """
     if not 0 < share < 1:
         raise ValueError(f"--share is {share:g}, expected a share of pairs between 0 and 1")
-    faces = data_of_recipe(data, None)
     network = build_recognizer(recognizer).to(best_device())
+    faces = data_of_recipe(data, None)
     held_out = unseen_people(faces, ("val", "test"))
     if len(held_out.names) < 2:
         raise ValueError(f"--data {data}: it holds out {len(held_out.names)} people, expected two or more")

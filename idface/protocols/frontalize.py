@@ -140,10 +140,10 @@ def in_words(report: dict[str, Any]) -> list[str]:
         f"{report['photos']} photos: yaw {report['yaw_before']:.1f} degrees before, {report['yaw_after']:.1f} after "
         f"(frontal faces: {report['yaw_frontal']:.1f}), {report['more_turned']:.0%} are turned further; light changes "
         f"by {report['light_change']:.3f} of 1 (to the frontal face's {report['light_of_frontal']:.3f}{others}); "
-        f"{report['frontal_faces']} faces to take it from were frontal"
+        f"{report['frontal_faces']} faces to take it from were frontal (yaw of {FRONTAL:.0f} degrees at most)"
         + ("" if report["frontal_faces"] else ": the ones nearest to it were taken; give --frontal others"),
-        f"{report['recognizer']} sees the results {report['distance']:.3f} from the photos on average, and "
-        f"{report['nearer_to_photo']:.0%} of them nearer to these than to the frontal face's person",
+        f"{report['recognizer']} sees the results at a squared distance of {report['distance']:.3f} from the photos on "
+        f"average, and {report['nearer_to_photo']:.0%} of them nearer to these than to the frontal face's person",
     ]
     if report["same_person_frontal"]:
         lines.append(

@@ -114,8 +114,8 @@ def in_words(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{report['steps']} faces; the ends differ by {report['change']:.1%} of the range of pixels, the largest "
         f"step is {report['smoothness']:.2f} times the mean one. "
-        f"{report['recognizer']} sees them {report['distance']:.3f} from the identity on average"
-        + (f" (threshold {report['threshold']:.3f})" if "threshold" in report else "")
+        f"{report['recognizer']} sees them at a squared distance of {report['distance']:.3f} from the identity on "
+        "average" + (f" (threshold {report['threshold']:.3f})" if "threshold" in report else "")
     ]
     if not report["judge_is_independent"]:
         lines.append(f"{report['recognizer']} was a loss of this model: its distances do not tell whose faces they are")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_modules.batch import to_float
 from data_modules.photos import CentreReader, Photo, PhotoError, Rejected, open_photo
+from data_modules.prepare.shards import MANIFEST
 from idface.files import write_csv
 from idface.pictures import Picture
 from idface.recognition.alignment import FACE_TEMPLATE, FIT_POINTS, SURE, FaceDetector, main_face, warp_face
@@ -51,8 +52,12 @@ def read_faces(
         out: a folder whose files are results of an earlier call, not photos.
 
     Raises:
-        ValueError: none of them can be used.
+        ValueError: none of them can be used, or the folder is a prepared set.
     """
+    if (path / MANIFEST).is_file():
+        raise ValueError(
+            f"{option} {path}: a set that `idface prepare` has written, expected a photo or a folder of photos"
+        )
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     made = out.resolve()
     files = [file for file in files if made not in file.resolve().parents]

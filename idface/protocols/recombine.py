@@ -68,12 +68,16 @@ def recombine(
     shown: list[Picture] = []
     rows: list[tuple[object, ...]] = []
     cosines: list[Tensor] = []
+    strangers: list[Tensor] = []
     for name, row in zip(track(sources.names, "Recombining", transient=True), sources.tensor(device), strict=True):
         results = _recombine_row(model, row, codes)
         if len(shown) < GRID_LIMIT:
             shown.append(to_picture(results[:GRID_LIMIT]))
-        similarity = _similarities(_judged(model, results), _judged(model, row[None]), judged_columns, len(results))
+        judged_row = _judged(model, row[None])
+        similarity = _similarities(_judged(model, results), judged_row, judged_columns, len(results))
         cosines.append(similarity)
+        if judged_row is not None and judged_columns is not None:
+            strangers.append((judged_columns * judged_row).sum(1).cpu())
         for target, picture, cosine in zip(targets.names, to_picture(results), similarity.tolist(), strict=True):
             file = f"results/{name}--{target}.png"
             save_synthetic(mark_synthetic(picture), out / file, recipe | {"sources": [name, target]})
@@ -94,6 +98,7 @@ def recombine(
     if every.shape[1]:
         to_identity, to_attributes = every.mean(0).tolist()
         report |= {"similarity_to_identity": to_identity, "similarity_to_attributes": to_attributes}
+        report["similarity_of_photos"] = float(torch.cat(strangers).mean())
     write_json(out / "report.json", report)
     return report
 
@@ -106,7 +111,8 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
         return [f"{line}; the model has no judge to say who they are"]
     line += (
         f"; {judge['name']} sees a cosine of {report['similarity_to_identity']:.3f} to the identity photos and of "
-        f"{report['similarity_to_attributes']:.3f} to the attribute photos on average"
+        f"{report['similarity_to_attributes']:.3f} to the attribute photos on average; of the photos to one another "
+        f"{report['similarity_of_photos']:.3f}"
     )
     return [line if judge["independent"] else f"{line}, BUT IT WAS A LOSS OF THIS MODEL"]
 

@@ -193,7 +193,17 @@ def _refuse_early(
     config: Sequence[Path], variants: Sequence[str], judge: str | None, classifier: str | None, photos: Path | None
 ) -> None:
     """Find what cannot be used before hours of training, not after them."""
-    recipes = [yaml.safe_load(file.read_text("utf-8")) or {} for file in config]
+    recipes = []
+    for file in config:
+        try:
+            recipe = yaml.safe_load(file.read_text("utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"--config {file}: no YAML can be read from it: {error}") from error
+        if not isinstance(recipe, dict) or not all(
+            isinstance(recipe.get(key) or {}, dict) for key in ("model", "data")
+        ):
+            raise ValueError(f"--config {file}: expected a recipe such as experiments/ipgan_64.yaml")
+        recipes.append(recipe)
     named = [str(name) for recipe in recipes if (name := (recipe.get("model") or {}).get("class_path"))]
     if not named or named[-1].rpartition(".")[2] != OpenSetIPGAN.__name__:
         found = named[-1] if named else "no model"
@@ -249,7 +259,8 @@ def train_variant(variant: str, seed: int, config: Sequence[Path], models: Path)
         files.append(overlay)
     told = {"recipes": [file.read_text("utf-8") for file in files], "seed": seed}
     done, begun = models / f"{name}.json", models / f"{name}.begun.json"
-    for record in (done, begun):
+    has_trained = any(models.glob(f"{name}/*/{CHECKPOINTS}/*.ckpt"))  # else what was begun was refused: nothing is lost
+    for record in (done, begun) if has_trained else (done,):
         if record.is_file() and json.loads(record.read_text("utf-8")) != told:
             raise ValueError(f"{models / name} was trained by other recipes than --config gives: give another --out")
     models.mkdir(parents=True, exist_ok=True)
@@ -257,7 +268,7 @@ def train_variant(variant: str, seed: int, config: Sequence[Path], models: Path)
         command = [sys.executable, "-m", "idface", "fit"]
         command += [part for file in files for part in ("--config", str(file))]
         command += ["--seed_everything", str(seed), "--run.root", str(models), "--run.name", name]
-        if begun.is_file() and any(models.glob(f"{name}/*/{CHECKPOINTS}/*.ckpt")):
+        if begun.is_file() and has_trained:
             command += ["--ckpt_path", "last"]
         write_json(begun, told)
         log.warning("training %s, seed %d", variant, seed)

@@ -144,6 +144,8 @@ def data_of_recipe(file: Path, image_size: int | None) -> FaceDataModule:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    if file.is_dir():
+        raise ValueError(f"--data {file}: a folder, expected a recipe such as the config.yaml of a run")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(FaceDataModule, "data")
     try:

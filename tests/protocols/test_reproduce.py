@@ -179,8 +179,19 @@ def test_a_training_that_fails_is_told_and_gone_on_with(
     for _ in range(2):
         with pytest.raises(ValueError, match="training full, seed 0, ended with status 3"):
             train_variant("full", 0, [recipe], tmp_path)
+    with pytest.raises(ValueError, match="trained by other recipes"):
+        train_variant("full", 0, [recipe, recipe], tmp_path)
     assert "--ckpt_path" not in commands[0]
     assert commands[1][-2:] == ["--ckpt_path", "last"]
+
+
+def test_a_training_that_never_began_may_be_told_otherwise(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module.subprocess, "run", lambda _: SimpleNamespace(returncode=2))  # refused its recipe
+    for config in ([recipe], [recipe, recipe]):
+        with pytest.raises(ValueError, match="ended with status 2"):
+            train_variant("full", 0, config, tmp_path)
 
 
 def test_a_training_that_was_stopped_goes_on(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -232,6 +243,7 @@ def test_unlabelled_photos_of_a_folder_have_their_share_but_in_the_variant_witho
         ({"variants": ["no_gc"]}, "'full' is what the others"),
         ({"seeds": [1, 1]}, "--seeds 1 1"),
         ({"what": "ipgan-table5"}, "there is no 'ipgan-table5'"),
+        ({"config": [EXPERIMENTS.parent / "LICENSE"]}, "--config .*LICENSE: expected a recipe|no YAML can be read"),
         ({"judge": "foo", "variants": ["full"]}, "no recogniser 'foo'"),
         ({}, "no_u leaves out the unlabelled photos, but --config .*quickstart.yaml has no share of them"),
         ({"what": "ipgan-fig4", "photos": Path("nobody")}, "--photos nobody"),
