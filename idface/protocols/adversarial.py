@@ -152,7 +152,6 @@ def detect_adversarial(
     victims = torch.cat([drawn.second, drawn.first])
     person, fold = drawn.people.T.flatten(), drawn.fold.repeat(2)
     embedded = target.embed(victims)
-    plain = features_of(model, honest)
 
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"checkpoint": checkpoint, "photos": photos and str(photos)}
@@ -162,6 +161,7 @@ def detect_adversarial(
     curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     of_eq8: dict[float, tuple[NDArray[np.float32], Tensor]] = {}
     apart, before = distance(target.embed(honest), embedded), _reconstructed(model, honest)
+    plain = features_of(honest, before)
     judge = model.judge if model.judge is None or model.judge.fingerprint() != target.fingerprint() else None
     plain_unlike = None if judge is None else _unlike(judge, honest, before)
     for attack in sorted(attacks, key=ATTACKS.index):  # eq8 first: the others are also judged by its SVM
@@ -181,16 +181,16 @@ def detect_adversarial(
                 after = _reconstructed(model, changed[kept])
                 found["rms_change"] = _rms(changed[kept] - honest[kept])
                 found["rms_drift"] = _rms(after - before[kept])
-                features, made_of = features_of(model, changed[kept]), kept.cpu()
+                features, made_of = features_of(changed[kept], after), kept.cpu()
                 if attack == "eq8":
                     of_eq8[threshold] = features, fold[made_of]
                 own, curve = detected(plain, features, made_of, person, fold, of_eq8.get(threshold))
                 found |= own
-                if curve is not None and judge is not None and plain_unlike is not None:
-                    unlike = _unlike(judge, changed[kept], after)
-                    found["accuracy_of_judge"] = accuracy(*judged(plain_unlike, unlike, fold, fold[made_of]))
                 if curve is not None:
                     curves[f"{attack}, {threshold:.3f}"] = curve
+                    if judge is not None and plain_unlike is not None:
+                        unlike = _unlike(judge, changed[kept], after)
+                        found["accuracy_of_judge"] = accuracy(*judged(plain_unlike, unlike, fold, fold[made_of]))
             rows.append(found)
             write_csv(out / "table.csv", COLUMNS, [[row.get(key, "") for key in COLUMNS] for row in rows])
             write_json(out / "report.json", report | {"results": rows})
@@ -504,14 +504,10 @@ def _by_foolbox(
 # ------------------------------------------------------------------------------------------------------------- detector
 
 
-@torch.no_grad()
-def features_of(model: OpenSetIPGAN, images: Tensor) -> NDArray[np.float32]:
+def features_of(images: Tensor, results: Tensor) -> NDArray[np.float32]:
     """What the SVM sees of pictures (N, 3, S, S) in [-1, 1]: LBP of each and of its reconstruction, (N, 2 * F)."""
-    parts = []
-    for part in images.split(BATCH):
-        both = np.stack([to_picture(part), to_picture(model.reconstruct(part))], 1)  # (B, 2, S, S, 3)
-        parts.append(np.stack([np.concatenate([patterns(own), patterns(made)]) for own, made in both]))
-    return np.concatenate(parts)
+    both = zip(to_picture(images), to_picture(results), strict=True)
+    return np.stack([np.concatenate([patterns(own), patterns(made)]) for own, made in both])
 
 
 def patterns(picture: Picture) -> NDArray[np.float32]:

@@ -64,6 +64,7 @@ def read_faces(
     names: list[str] = []
     pictures: list[Picture] = []
     own: list[Rejected] = []
+    used: list[Path] = []
     several: list[Path] = []
     for file in track(files, f"Reading {option}", transient=True, disable=len(files) < 10):
         name = "-".join((file.relative_to(path) if file != path else Path(file.name)).with_suffix("").parts)
@@ -73,6 +74,7 @@ def read_faces(
             own.append(Rejected(file, str(error)))
             continue
         pictures.append(picture)
+        used.append(file)
         several += [file] * (faces > 1)
         free = (name if number == 1 else f"{name}-{number}" for number in count(1))
         names.append(next(each for each in free if each not in names))
@@ -84,7 +86,7 @@ def read_faces(
         log.warning(
             "%s: %s, taken as it is, does not show its face where aligned photos do: leave --no-align out",
             option,
-            next(file for file in files if file not in {each.path for each in own}),
+            used[0],
         )
     if several:
         log.warning(

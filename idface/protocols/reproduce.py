@@ -367,7 +367,7 @@ def _identification(seen: bool, trained: Trained, folder: Path, judge: str | Non
             | means
         )
     for row in rows[1:]:
-        if row["variant"] != "full" and "full" in shares:
+        if row["variant"] != "full":
             row["behind_full"] = middle(shares["full"] - shares[row["variant"]])
     _write_table(rows, names, folder / "table.csv")
     return {
